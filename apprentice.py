@@ -1,0 +1,362 @@
+"""An apprentice: a T5 that reads a pair of sentences and writes a label and the reason for it.
+
+    python apprentice.py out/tiny                            reads pairs from the terminal and answers
+    python apprentice.py out/tiny "PREMISE" "HYPOTHESIS"     answers one pair
+    python apprentice.py out/tiny … --json                   answers as one JSON object a line, for programs
+
+The first argument is a run folder, any T5 checkpoint folder or a hub name; `--device=cuda`, `--dtype=bfloat16` and
+`--num_beams=4` change how it runs. An answer takes milliseconds for the tiny model, under a second for FLAN-T5-small on a CPU.
+Here are the cached decoder, greedy search, beam search and sampling (`generate`: the same tokens as transformers'), and
+`Apprentice`, which holds network, vocabulary and format together. Read next: distill.py (how it learns), evaluate.py.
+"""
+
+import json
+import math
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from data import FORMATS, DataError, Example, Tokenizer, collate, encode_example
+from model import T5, CheckpointError, fetch
+
+EOS = 1
+TASKS = {"multitask": ("predict", "explain")}  # the formats that a run of this name asks, one after the other; else the name itself
+
+
+# --- writing, a token at a time ---------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """The decoder with a key-value cache. The K beams of a source stand side by side as K queries of one attention: they share
+    the source's keys and values, and where beams change parents nothing is copied but `seen`, which tells the cached slots
+    (one a step and beam) that lie on a beam's own path."""
+
+    def __init__(self, model, source, source_mask, num_beams, steps):
+        self.model, self.K, self.length = model, num_beams, 0
+        memory = model.encode(source, source_mask)  # (B, S, d)
+        B, config = len(source), model.config
+        self.memory_mask = None if source_mask is None else source_mask[:, None, None, :]
+        self.cross = [block.cross.split(block.cross.kv(memory)) for block in model.decoder.blocks]  # a layer: two of (B, H, S, k)
+        empty = memory.new_zeros(2, B, config.num_heads, steps * num_beams, config.d_kv)
+        self.cache = [empty.clone() for _ in model.decoder.blocks]
+        self.bias = model.decoder.position_bias(steps, steps)[0, :, -1]  # (H, steps): the last step's view of all before it
+        self.seen = torch.zeros(B, 1, num_beams, steps * num_beams, dtype=torch.bool, device=source.device)
+
+    def step(self, tokens):
+        """tokens (B, K), the newest of every beam -> logits (B, K, V) of the next"""
+        model, K, start = self.model, self.K, self.length * self.K
+        here = slice(start, start + K)
+        self.length += 1
+        bias = self.bias[:, -self.length :].repeat_interleave(K, dim=-1)[None, :, None]  # (1, H, 1, slots)
+        if K > 1:
+            self.seen[..., here] = torch.eye(K, dtype=torch.bool, device=tokens.device)
+            bias = bias.masked_fill(~self.seen[..., : start + K], -math.inf)  # (B, H, K, slots)
+        x = model.shared(tokens)
+        for block, cache, (k, v) in zip(model.decoder.blocks, self.cache, self.cross, strict=True):
+            q, *kv = block.attention.split(block.attention.qkv(block.attention_norm(x)))
+            cache[0, :, :, here], cache[1, :, :, here] = kv
+            keys, values = cache[:, :, :, : start + K]
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=1.0)
+            x = x + block.attention.out(y.transpose(1, 2).flatten(2))
+            (q,) = block.cross.split(block.cross.q(block.cross_norm(x)))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.memory_mask, scale=1.0)
+            x = x + block.cross.out(y.transpose(1, 2).flatten(2))
+            x = x + block.ff(block.ff_norm(x))
+        x = model.decoder.norm(x)
+        if model.lm_head is None:
+            x = x * model.config.d_model**-0.5
+        return F.linear(x, model.head)
+
+    def follow(self, parents):
+        """parents (B, K): the beam that each beam goes on from."""
+        self.seen = self.seen.take_along_dim(parents[:, None, :, None], dim=2)
+
+    def keep(self, rows):
+        """Drop all sources but `rows` (a vector of indices)."""
+        self.cross = [(k[rows], v[rows]) for k, v in self.cross]
+        self.cache = [c[:, rows] for c in self.cache]
+        self.seen = self.seen[rows]
+        self.memory_mask = None if self.memory_mask is None else self.memory_mask[rows]
+
+
+@torch.inference_mode()
+def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
+             early_stopping=False, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=1, generator=None):  # fmt: skip
+    """Write target sequences for source (B, S) ids, source_mask (B, S) bool, True = token.
+
+    Returns B * num_return_sequences lists of ids, the best of a source first, without the start token and cut before </s>: the same
+    tokens as transformers' `generate` under the same names. num_beams=1: the likeliest token each time, or with do_sample a drawn
+    one (from softmax(logits / temperature), cut to the top_k likeliest and to the fewest that hold top_p of the mass; 0 and 1.0 cut
+    nothing). num_beams>1: beam search, scores divided by length^length_penalty; early_stopping True stops a source once num_beams
+    sequences are finished, False once no open beam of the present length could beat them, "never" once none of any length could."""
+    if num_beams < 1 or max_new_tokens < 1 or num_return_sequences < 1 or temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
+        raise ValueError(f"generate: num_beams {num_beams}, max_new_tokens {max_new_tokens} and num_return_sequences {num_return_sequences} "
+                         f"are at least 1, temperature {temperature} above 0, top_p {top_p} in (0, 1], top_k {top_k} at least 0")  # fmt: skip
+    if do_sample and num_beams > 1:
+        raise ValueError("generate: do_sample draws one token at a time; use it with num_beams=1")
+    if num_return_sequences > num_beams and not do_sample:
+        raise ValueError(f"generate: {num_return_sequences} sequences of a source need as many beams, or do_sample=True")
+    training = model.training
+    model.eval()
+    try:
+        if num_beams > 1:
+            return beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping,
+                               num_return_sequences)  # fmt: skip
+        if not do_sample:
+            return greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens)
+        source = source.repeat_interleave(num_return_sequences, 0)
+        source_mask = None if source_mask is None else source_mask.repeat_interleave(num_return_sequences, 0)
+        return sample(model, source, source_mask, max_new_tokens, min_new_tokens, temperature, top_k, top_p, generator)
+    finally:
+        model.train(training)
+
+
+def cut(ids):
+    """A row of ids up to the first </s>, or to the -1 that fills the end of a row."""
+    ends = [ids.index(i) for i in (EOS, -1) if i in ids]
+    return ids[: min(ends)] if ends else ids
+
+
+def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens):
+    """The likeliest token each time; a source that has come to its end leaves the batch."""
+    out = torch.full((len(source), max_new_tokens), -1, device=source.device)
+    rows = torch.arange(len(source), device=source.device)  # the sources still being written
+    decoder, tokens = Decoder(model, source, source_mask, 1, max_new_tokens), torch.zeros_like(rows)
+    for t in range(max_new_tokens):
+        logits = decoder.step(tokens[:, None])[:, 0]  # (rows, V)
+        if t < min_new_tokens:
+            logits[:, EOS] = -math.inf
+        tokens = logits.argmax(-1)
+        out[rows, t] = tokens
+        open_ = (tokens != EOS).nonzero()[:, 0]
+        if not len(open_):
+            break
+        if len(open_) <= 0.75 * len(rows):  # a copy of the cache pays once enough of it is done with
+            decoder.keep(open_)
+            rows, tokens = rows[open_], tokens[open_]
+    return [cut(row) for row in out.tolist()]
+
+
+def sample(model, source, source_mask, max_new_tokens, min_new_tokens, temperature, top_k, top_p, generator):
+    """Draw each token from the model's distribution, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
+    out = torch.full((len(source), max_new_tokens), -1, device=source.device)
+    decoder, tokens = Decoder(model, source, source_mask, 1, max_new_tokens), torch.zeros_like(source[:, 0])
+    done = torch.zeros_like(tokens, dtype=torch.bool)
+    for t in range(max_new_tokens):
+        logits = decoder.step(tokens[:, None])[:, 0].float()  # (B, V)
+        if t < min_new_tokens:
+            logits[:, EOS] = -math.inf
+        logits = logits / temperature
+        if top_k:
+            logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -math.inf)
+        if top_p < 1:
+            ranked, order = logits.sort(descending=False)
+            cut_off = ranked.softmax(-1).cumsum(-1) <= 1 - top_p
+            cut_off[:, -1] = False  # the likeliest always stays
+            logits = logits.masked_fill(cut_off.scatter(1, order, cut_off), -math.inf)
+        tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+        out[:, t] = tokens
+        done |= tokens == EOS
+        if done.all():
+            break
+    return [cut(row) for row in out.tolist()]
+
+
+def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping, num_return_sequences):
+    """Keep the K likeliest unfinished sequences of each source and the K best finished ones, until the finished can't be beaten.
+
+    Every step looks at the 2K likeliest continuations, so that K unfinished are left should all K best end here; of those that end
+    only ones among the K best become candidates, by log probability / length^length_penalty. A source that is settled leaves the batch."""
+    B, K, T, device = len(source), num_beams, max_new_tokens, source.device
+    never = -1.0e9  # stands for minus infinity, and still adds up
+    decoder = Decoder(model, source, source_mask, K, T)
+    result = torch.full((B, K, T), -1, device=device)
+    rows = torch.arange(B, device=device)  # the sources still searched; the tensors below have one row for each
+    tokens = torch.zeros(B, K, dtype=torch.long, device=device)
+    beams, finished = torch.full((2, B, K, T), -1, device=device)
+    scores = torch.full((B, K), never, device=device)  # of the open beams: sums of log probabilities
+    scores[:, 0] = 0.0  # all beams begin alike, one of them counts
+    finished_scores = torch.full((B, K), never, device=device)  # of the finished: with the length penalty
+    is_finished = torch.zeros(B, K, dtype=torch.bool, device=device)
+    among_best = torch.arange(2 * K, device=device) < K
+    for t in range(T):
+        logits = decoder.step(tokens).float()  # (B, K, V)
+        total = logits.logsumexp(-1, keepdim=True)
+        if t < min_new_tokens:
+            logits[..., EOS] = -math.inf
+        best, ids = logits.topk(min(2 * K, logits.shape[-1]))  # the best 2K of all are among the best 2K of each beam
+        best = (best - total + scores[..., None]).flatten(1)
+        best, place = best.topk(2 * K)  # (B, 2K)
+        parents, ids = place // ids.shape[-1], ids.flatten(1).gather(1, place)
+        grown = beams.take_along_dim(parents[..., None], 1)  # (B, 2K, T)
+        grown[..., t] = ids
+        ends = (ids == EOS) | (t == T - 1)
+
+        candidate = (best / (t + 1) ** length_penalty).masked_fill(~(ends & among_best), never)
+        finished_scores, order = torch.cat([finished_scores, candidate], 1).topk(K)
+        finished = torch.cat([finished, grown], 1).take_along_dim(order[..., None], 1)
+        is_finished = torch.cat([is_finished, ends & among_best], 1).gather(1, order)
+
+        scores, order = best.masked_fill(ends, never).topk(K)
+        beams, tokens, parents = grown.take_along_dim(order[..., None], 1), ids.gather(1, order), parents.gather(1, order)
+        decoder.follow(parents)
+
+        length = T if early_stopping == "never" and length_penalty > 0 else t + 1
+        worst = finished_scores[:, -1]
+        settled = is_finished.all(1) & ((early_stopping is True) | (scores[:, 0] / length**length_penalty <= worst))
+        if t == T - 1:
+            settled[:] = True
+        if settled.any():
+            result[rows[settled]] = finished[settled]
+            open_ = (~settled).nonzero()[:, 0]
+            if not len(open_):
+                break
+            decoder.keep(open_)
+            rows, tokens, beams, finished = rows[open_], tokens[open_], beams[open_], finished[open_]
+            scores, finished_scores, is_finished = scores[open_], finished_scores[open_], is_finished[open_]
+    return [cut(row) for row in result[:, :num_return_sequences].flatten(0, 1).tolist()]
+
+
+# --- a trained model: network, vocabulary and format together ---------------------------------------------------------
+
+
+@dataclass
+class Answer:
+    """What a model says of a pair. label is None where its text names none; text is what it wrote, a task a line."""
+
+    label: str | None
+    rationale: str
+    text: str
+
+
+class Apprentice:
+    """A model that answers: `Apprentice.load("out/tiny").answer([(premise, hypothesis), …])`."""
+
+    def __init__(self, model, tokenizer, format="multitask", max_source=256, max_target=64, run=None):
+        self.model, self.tokenizer, self.format, self.run = model, tokenizer, format, run or {}
+        self.max_source, self.max_target = max_source, max_target
+
+    @classmethod
+    def load(cls, run_dir, dtype="float32", device="cpu"):
+        """From a run folder; from any other T5 checkpoint or hub name too, which is then asked in plain instructions."""
+        folder = fetch(run_dir)
+        run = read_run(folder) if (folder / "run.json").is_file() else {}
+        settings = run.get("settings", {"format": "instruction"})
+        tokenizer = Tokenizer(folder / "spiece.model")
+        model = T5.from_pretrained(folder, dtype=dtype, device=device)
+        known = {k: settings[k] for k in ("format", "max_source", "max_target") if k in settings}
+        return cls(model, tokenizer, **known, run=run)
+
+    def answer(self, pairs, batch_size=64, num_beams=1, progress=False):
+        """[(premise, hypothesis), …] -> [Answer, …] in the same order. Pairs of like length are answered together."""
+        examples = [Example(str(i), premise, hypothesis, None) for i, (premise, hypothesis) in enumerate(pairs)]
+        labels, rationales, texts = [None] * len(pairs), [""] * len(pairs), [[] for _ in pairs]
+        tasks = TASKS.get(self.format, (self.format,))
+        with tqdm(total=len(pairs) * len(tasks), desc="answering", unit="text", disable=not progress) as bar:
+            for task in tasks:
+                for i, text in self.write([FORMATS[task]] * len(pairs), examples, batch_size, num_beams, bar):
+                    texts[i].append(text)
+                    label, rationale = FORMATS[task].parse(text)
+                    if "label" in FORMATS[task].parts:
+                        labels[i] = label
+                    if "rationale" in FORMATS[task].parts:
+                        rationales[i] = rationale
+        return [Answer(a, b, "\n".join(c)) for a, b, c in zip(labels, rationales, texts, strict=True)]
+
+    def write(self, formats, examples, batch_size, num_beams, bar):
+        """Yields (row, text written for it), the longest sources first, so that memory that suffices once suffices to the end."""
+        rows = [encode_example(self.tokenizer, f, e, max_source=self.max_source, max_target=self.max_target) for f, e in zip(formats, examples, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+        for start in range(0, len(order), batch_size):
+            here = order[start : start + batch_size]
+            batch = collate([rows[i] for i in here]).to(self.model.shared.weight.device)
+            for i, ids in zip(here, generate(self.model, batch.source, batch.source_mask, max_new_tokens=self.max_target, num_beams=num_beams), strict=True):
+                yield i, self.tokenizer.decode(ids)
+            bar.update(len(here))
+
+
+def read_run(folder):
+    """The run.json of a run folder: its settings, where they came from, and what it was made with."""
+    path = Path(folder) / "run.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path} cannot be read ({e})") from None
+
+
+# --- python apprentice.py ---------------------------------------------------------------------------------------------
+
+
+def run_main(main):
+    """Run a script's main as its users expect it: bad input is one line on stderr and exit status 2, Ctrl-C is 130, a reader that
+    closed the pipe is no error."""
+    try:
+        main()
+    except (CheckpointError, DataError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def options(argv, **defaults):
+    """Split a command line into its plain words and its `--name=value` (or bare `--name`) options, cast to the defaults' types."""
+    words, values = [], dict(defaults)
+    for arg in argv:
+        name, _, value = arg.removeprefix("--").partition("=")
+        if not arg.startswith("--"):
+            words.append(arg)
+        elif name not in defaults:
+            raise DataError(f"unknown option {arg}; known: {', '.join('--' + k for k in defaults)}")
+        elif isinstance(defaults[name], bool):
+            if value:
+                raise DataError(f"--{name} takes no value, not {value!r}")
+            values[name] = True
+        else:
+            try:
+                values[name] = type(defaults[name])(value)
+            except ValueError:
+                raise DataError(f"--{name}={value}: not {'a whole number' if isinstance(defaults[name], int) else 'a number'}") from None
+    return words, values
+
+
+def main(argv=None):
+    """`python apprentice.py RUN [PREMISE HYPOTHESIS] [--json]`"""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or "-h" in argv or "--help" in argv:
+        print(__doc__)
+        return
+    words, opt = options(argv, json=False, device="cpu", dtype="float32", num_beams=1)
+    if len(words) not in (1, 3):
+        raise DataError(f"{len(words)} words given: name a run, or a run, a premise and a hypothesis (in quotes)")
+    apprentice = Apprentice.load(words[0], dtype=opt["dtype"], device=opt["device"])
+
+    def ask(premise, hypothesis):
+        answer = apprentice.answer([(premise, hypothesis)], num_beams=opt["num_beams"])[0]
+        if opt["json"]:
+            print(json.dumps({"premise": premise, "hypothesis": hypothesis, **asdict(answer)}, ensure_ascii=False), flush=True)
+        else:
+            print(f"{answer.label or 'no label'}: {answer.rationale or '(no reason given)'}", flush=True)
+
+    if len(words) == 3:
+        return ask(*words[1:])
+    tty = sys.stdin.isatty()
+    if tty:
+        print(f"{words[0]} answers. A premise, then a hypothesis; an empty line or Ctrl-D ends.", file=sys.stderr)
+    try:
+        while (premise := input("premise:    " if tty else "").strip()) and (hypothesis := input("hypothesis: " if tty else "").strip()):
+            ask(premise, hypothesis)
+    except EOFError:
+        pass
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,631 @@
+"""T5 in plain PyTorch: the network, and its weights read from and written to the Hugging Face layout.
+
+    python model.py google/flan-t5-small     the parts of a hub model (downloads it once)
+    python model.py out/tiny                 the parts of a run folder, or of any checkpoint folder
+    python model.py small                    the parts of a built-in size, with nothing downloaded
+
+Each takes seconds once the files are here. T5 (Raffel et al. 2020, arXiv 1910.10683) is an encoder that reads the source
+and a decoder that writes the target. Two versions are in use and both are here: v1.0 (ReLU, one matrix for embedding and
+output head, decoder states scaled before the head) and v1.1 (gated GELU, a head of its own, no scale); FLAN-T5 is v1.1.
+What sets T5 apart from other transformers: attention is not scaled by 1/sqrt(d_kv), positions enter only as a learnt bias
+on the attention scores, norms neither centre nor shift, and no matrix has a bias vector.
+
+Shapes in the comments: B batch, S source tokens, T target tokens, d model width, H heads, k width of a head, V vocabulary.
+Read next: data.py (text to batches), then apprentice.py (writing with this network).
+"""
+
+import hashlib
+import http.client
+import json
+import math
+import os
+import re
+import struct
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+
+class CheckpointError(ValueError):
+    """A checkpoint, its configuration or its download is not usable; the text is one line that says what, where and what to do."""
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """The shape of a T5, under the names of the hub's config.json; the defaults are those that old files leave out."""
+
+    vocab_size: int = 32128  # rows of the embedding; the tokenizer has fewer, the rest is padding
+    d_model: int = 512
+    d_kv: int = 64  # width of a head; num_heads * d_kv need not be d_model
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int = 0  # 0: as many as num_layers
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "relu"  # relu (v1.0) | gated-gelu (v1.1, FLAN)
+    tie_word_embeddings: bool = True  # v1.0: the head is the embedding, and states are scaled by d_model^-0.5 before it
+
+    def __post_init__(self):
+        if not self.num_decoder_layers:
+            object.__setattr__(self, "num_decoder_layers", self.num_layers)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise CheckpointError(f"config: {f.name} is {value!r}, not a whole number above 0")
+            if f.type is float and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1):
+                raise CheckpointError(f"config: {f.name} is {value!r}, not a number from 0 to below 1")
+        if self.feed_forward_proj not in ("relu", "gated-gelu"):
+            raise CheckpointError(f"config: feed_forward_proj is {self.feed_forward_proj!r}, not relu or gated-gelu")
+
+    @classmethod
+    def from_file(cls, path):
+        """Read a Hugging Face `config.json`. Keys that a T5 does not need are ignored, missing ones take T5's defaults."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing: a checkpoint folder holds config.json and its weights") from None
+        except ValueError as e:
+            raise CheckpointError(f"{path} is not JSON ({e})") from None
+        if not isinstance(values, dict) or values.get("model_type", "t5") != "t5":
+            raise CheckpointError(f"{path}: model_type is {values.get('model_type') if isinstance(values, dict) else values!r}, not t5")
+        if "scale_decoder_outputs" in values:  # transformers 5 always writes tie_word_embeddings = true and keeps the truth here
+            values["tie_word_embeddings"] = values["scale_decoder_outputs"]
+        known = {f.name for f in fields(cls)}
+        try:
+            return cls(**{k: v for k, v in values.items() if k in known and v is not None})
+        except CheckpointError as e:
+            raise CheckpointError(f"{path}: {e}") from None
+
+
+def _flan(d_model, d_ff, num_layers, num_heads, **other):
+    return T5Config(
+        d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads, **other,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+SIZES = {
+    "nano": _flan(64, 128, 2, 4, d_kv=16),  # the student of configs/tiny.py
+    "micro": _flan(160, 320, 3, 5, d_kv=32),  # its teacher
+    "small": _flan(512, 1024, 8, 6),  # from here on the shapes of FLAN-T5
+    "base": _flan(768, 2048, 12, 12),
+    "large": _flan(1024, 2816, 24, 16),
+    "xl": _flan(2048, 5120, 24, 32),
+    "xxl": _flan(4096, 10240, 24, 64),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467), the mean in float32."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):  # (..., d) -> (..., d)
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (x * scale).to(self.weight.dtype)
+
+
+class PositionBias(nn.Module):
+    """The learnt bias on attention scores, one number a head and a bucket of distances (arXiv 1910.10683, section 2.1)."""
+
+    def __init__(self, config, bidirectional):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.relative_attention_num_buckets, config.num_heads))
+        self.max_distance = config.relative_attention_max_distance
+        self.bidirectional = bidirectional  # the encoder looks both ways, the decoder only back
+
+    def bucket(self, distance):
+        """Distances (key position minus query position, any shape) to buckets of the same shape: near ones have a bucket each,
+        far ones share buckets that widen with the logarithm, up to max_distance, behind which all are one.
+        >>> PositionBias(T5Config(), bidirectional=False).bucket(torch.tensor([0, -1, -15, -16, -17, -40, -200])).tolist()
+        [0, 1, 15, 16, 16, 23, 31]
+        """
+        buckets = self.weight.shape[0]
+        offset = 0
+        if self.bidirectional:
+            buckets //= 2
+            offset = (distance > 0).long() * buckets
+            distance = distance.abs()
+        else:
+            distance = (-distance).clamp(min=0)
+        exact = buckets // 2
+        widening = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact) * (buckets - exact)
+        far = (exact + widening.long()).clamp(max=buckets - 1)
+        return offset + torch.where(distance < exact, distance, far)
+
+    def forward(self, queries, keys):
+        """-> (1, H, queries, keys), where both stand at positions 0, 1, 2, …"""
+        place = torch.arange(max(queries, keys))
+        buckets = self.bucket(place[None, :keys] - place[:queries, None])  # on the CPU, so that every device rounds alike
+        return F.embedding(buckets.to(self.weight.device), self.weight).permute(2, 0, 1)[None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention without a scale. Self-attention holds one matrix for queries, keys and values, cross-attention
+    one for queries and one for keys and values: fewer, larger products are faster and the numbers are the same."""
+
+    def __init__(self, config, cross=False):
+        super().__init__()
+        self.heads, self.cross, self.dropout = config.num_heads, cross, config.dropout_rate
+        inner = config.num_heads * config.d_kv
+        if cross:
+            self.q = nn.Linear(config.d_model, inner, bias=False)
+            self.kv = nn.Linear(config.d_model, 2 * inner, bias=False)
+        else:
+            self.qkv = nn.Linear(config.d_model, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, config.d_model, bias=False)
+
+    def split(self, x):
+        """(B, T, n*H*k) -> n tensors of (B, H, T, k)"""
+        return x.unflatten(-1, (-1, self.heads, self.out.in_features // self.heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(self, x, memory=None, bias=None):
+        """x (B, T, d), memory (B, S, d) in cross-attention, bias broadcastable to (B, H, T, keys): added to the scores where it
+        is a float, keys to use where it is a bool -> (B, T, d)"""
+        if self.cross:
+            (q,), (k, v) = self.split(self.q(x)), self.split(self.kv(memory))
+        else:
+            q, k, v = self.split(self.qkv(x))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, scale=1.0)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
+
+
+class FeedForward(nn.Module):
+    """relu(x Wi) Wo, or (gelu(x Wg) * (x Wu)) Wo with both inner matrices held as one (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gated = config.feed_forward_proj == "gated-gelu"
+        self.wi = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1), bias=False)
+        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def inner(self, x):
+        """(B, T, d) -> (B, T, d_ff)"""
+        h = self.wi(x)
+        if not self.gated:
+            return F.relu(h)
+        gate, up = h.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh") * up
+
+    def forward(self, x):  # (B, T, d) -> (B, T, d)
+        return self.wo(self.dropout(self.inner(x)))
+
+
+class Block(nn.Module):
+    """One layer of the encoder, or with cross-attention of the decoder; every sublayer is x + dropout(f(norm(x)))."""
+
+    def __init__(self, config, decoder):
+        super().__init__()
+        self.attention = Attention(config)
+        self.attention_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        if decoder:
+            self.cross = Attention(config, cross=True)
+            self.cross_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.ff = FeedForward(config)
+        self.ff_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, x, bias, memory=None, memory_mask=None):  # (B, T, d) -> (B, T, d)
+        x = x + self.dropout(self.attention(self.attention_norm(x), bias=bias))
+        if memory is not None:
+            x = x + self.dropout(self.cross(self.cross_norm(x), memory, memory_mask))
+        return x + self.dropout(self.ff(self.ff_norm(x)))
+
+
+class Stack(nn.Module):
+    """The encoder or the decoder: blocks that share one position bias, and a norm at the end."""
+
+    def __init__(self, config, layers, decoder):
+        super().__init__()
+        self.position_bias = PositionBias(config, bidirectional=not decoder)
+        self.blocks = nn.ModuleList(Block(config, decoder) for _ in range(layers))
+        self.norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, x, mask=None, memory=None, memory_mask=None):
+        """x (B, T, d); mask, memory_mask: bools broadcastable to (B, H, T, keys), True where a key may be seen -> (B, T, d)"""
+        bias = self.position_bias(x.shape[1], x.shape[1])
+        if mask is not None:
+            bias = bias.masked_fill(~mask, -math.inf)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, bias, memory, memory_mask)
+        return self.dropout(self.norm(x))
+
+
+class T5(nn.Module):
+    """The whole network. `model(source, target, source_mask)` gives logits; `encode` and `decode` are its two halves."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = Stack(config, config.num_layers, decoder=False)
+        self.decoder = Stack(config, config.num_decoder_layers, decoder=True)
+        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        """T5's own random weights: every matrix keeps the variance of what goes through it. Queries are smaller by sqrt(d_kv),
+        which stands for the scale that the attention leaves out."""
+        for name, p in self.named_parameters():
+            if name.endswith("norm.weight"):
+                p.fill_(1.0)
+            elif name == "shared.weight":
+                p.normal_(0.0, 1.0)
+            else:
+                p.normal_(0.0, (p.shape[1] if "position_bias" not in name else self.config.d_model) ** -0.5)
+            if name.endswith(("attention.qkv.weight", "cross.q.weight")):
+                p[: self.config.num_heads * self.config.d_kv] *= self.config.d_kv**-0.5
+
+    @property
+    def head(self):
+        """The output matrix (V, d): logits = states @ head.T for states as `decode` gives them."""
+        return self.shared.weight if self.lm_head is None else self.lm_head.weight
+
+    def encode(self, source, source_mask=None):
+        """source (B, S) ids, source_mask (B, S) bool, True = token -> memory (B, S, d)"""
+        return self.encoder(self.shared(source), None if source_mask is None else source_mask[:, None, None, :])
+
+    def decode(self, target, memory, source_mask=None):
+        """target (B, T) decoder input ids, memory (B, S, d) -> states (B, T, d), ready for the head"""
+        causal = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).tril()
+        x = self.decoder(self.shared(target), causal, memory, None if source_mask is None else source_mask[:, None, None, :])
+        return x * self.config.d_model**-0.5 if self.lm_head is None else x
+
+    def forward(self, source, target, source_mask=None):
+        """source (B, S) ids, target (B, T) decoder input ids, source_mask (B, S) bool, True = token -> logits (B, T, V)"""
+        return F.linear(self.decode(target, self.encode(source, source_mask), source_mask), self.head)
+
+    @staticmethod
+    def shift_right(labels):
+        """labels (B, T), -100 = ignore -> decoder input ids (B, T): each position sees the labels before it. The start token is
+        the pad token 0.
+        >>> T5.shift_right(torch.tensor([[7, 8, 1], [9, 1, -100]])).tolist()
+        [[0, 7, 8], [0, 9, 1]]
+        """
+        return F.pad(labels, (1, -1)).masked_fill(F.pad(labels, (1, -1)) == -100, 0)
+
+    @classmethod
+    def from_pretrained(cls, path, dtype="float32", device="cpu"):
+        """A T5 in eval mode from a checkpoint folder or a hub name. dtype: float32 | bfloat16.
+        Raises CheckpointError where a file is missing, broken or does not fit."""
+        dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        if dtype not in dtypes:
+            raise CheckpointError(f"dtype is {dtype!r}; it can be {', '.join(dtypes)}")
+        folder = fetch(path)
+        with torch.device("meta"):  # no time for random weights that the file's replace
+            model = cls(T5Config.from_file(folder / "config.json"))
+        load_weights(model.to_empty(device="cpu"), read_tensors(folder), folder)
+        return model.to(device=device, dtype=dtypes[dtype]).eval()
+
+    def save_pretrained(self, folder):
+        """Write config.json and model.safetensors in float32, as transformers and `from_pretrained` read them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tied = self.config.tie_word_embeddings
+        config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "decoder_start_token_id": 0,
+                  "pad_token_id": 0, "eos_token_id": 1, **asdict(self.config), "scale_decoder_outputs": tied}  # fmt: skip
+        replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+        tensors = {}
+        for ours, theirs in hugging_face_names(self.config).items():
+            parts = self.get_parameter(ours).detach().float().cpu().chunk(len(theirs))
+            tensors.update(zip(theirs, parts, strict=True))
+        if tied:  # transformers 5 looks for the head by name
+            tensors["lm_head.weight"] = tensors["shared.weight"]
+        write_safetensors(folder / "model.safetensors", tensors)
+
+
+# --- weights: the Hugging Face layout ---------------------------------------------------------------------------------
+
+
+def hugging_face_names(config):
+    """{our parameter: [the hub's tensors that it is made of, stacked along the first axis]}"""
+    names = {"shared.weight": ["shared.weight"]}
+    for stack, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
+        first = f"{stack}.block.0.layer.0.SelfAttention"
+        names[f"{stack}.position_bias.weight"] = [f"{first}.relative_attention_bias.weight"]
+        for i in range(layers):
+            ours, theirs = f"{stack}.blocks.{i}", f"{stack}.block.{i}.layer"
+            names[f"{ours}.attention.qkv.weight"] = [f"{theirs}.0.SelfAttention.{x}.weight" for x in "qkv"]
+            names[f"{ours}.attention.out.weight"] = [f"{theirs}.0.SelfAttention.o.weight"]
+            names[f"{ours}.attention_norm.weight"] = [f"{theirs}.0.layer_norm.weight"]
+            last = 1
+            if stack == "decoder":
+                names[f"{ours}.cross.q.weight"] = [f"{theirs}.1.EncDecAttention.q.weight"]
+                names[f"{ours}.cross.kv.weight"] = [f"{theirs}.1.EncDecAttention.{x}.weight" for x in "kv"]
+                names[f"{ours}.cross.out.weight"] = [f"{theirs}.1.EncDecAttention.o.weight"]
+                names[f"{ours}.cross_norm.weight"] = [f"{theirs}.1.layer_norm.weight"]
+                last = 2
+            inner = ("wi_0", "wi_1") if config.feed_forward_proj == "gated-gelu" else ("wi",)
+            names[f"{ours}.ff.wi.weight"] = [f"{theirs}.{last}.DenseReluDense.{x}.weight" for x in inner]
+            names[f"{ours}.ff.wo.weight"] = [f"{theirs}.{last}.DenseReluDense.wo.weight"]
+            names[f"{ours}.ff_norm.weight"] = [f"{theirs}.{last}.layer_norm.weight"]
+        names[f"{stack}.norm.weight"] = [f"{stack}.final_layer_norm.weight"]
+    if not config.tie_word_embeddings:
+        names["lm_head.weight"] = ["lm_head.weight"]
+    return names
+
+
+# Old files hold copies of the embedding under the names of both stacks, and a bias in cross-attention that no T5 ever reads.
+STRAY = re.compile(r"(encoder|decoder)\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
+
+
+@torch.no_grad()
+def load_weights(model, tensors, where):
+    """Fill every parameter of `model` from {hub name: tensor}; CheckpointError names what is missing, left over or misshapen."""
+    names = hugging_face_names(model.config)
+    stray = re.compile(STRAY.pattern + (r"|lm_head\.weight" if model.config.tie_word_embeddings else ""))
+    wanted = {theirs for group in names.values() for theirs in group}
+    missing = sorted(wanted - tensors.keys())
+    left = sorted(name for name in tensors.keys() - wanted if not stray.fullmatch(name))
+    if missing or left:
+        text = [f"{len(x)} {what} ({', '.join(x[:3])}{', …' if len(x) > 3 else ''})" for x, what in ((missing, "missing"), (left, "unknown")) if x]
+        raise CheckpointError(f"{where}: the weights do not fit config.json: tensors {' and '.join(text)}")
+    for ours, theirs in names.items():
+        for part, name in zip(model.get_parameter(ours).chunk(len(theirs)), theirs, strict=True):
+            if part.shape != tensors[name].shape:
+                raise CheckpointError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, config.json asks for {tuple(part.shape)}")
+            part.copy_(tensors[name])
+
+
+def read_tensors(folder):
+    """All tensors of a checkpoint folder as {name: tensor}: model.safetensors or pytorch_model.bin, whole or in shards."""
+    folder = Path(folder)
+    for name, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_bin)):
+        if (folder / name).is_file():
+            return read(folder / name)
+        if (folder / f"{name}.index.json").is_file():
+            tensors = {}
+            for shard, wanted in read_index(folder / f"{name}.index.json").items():
+                held = read(folder / shard)
+                if wanted - held.keys():
+                    raise CheckpointError(f"{folder / shard} lacks {sorted(wanted - held.keys())[0]}, which the index promises")
+                tensors.update(held)
+            return tensors
+    raise CheckpointError(f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin (or their .index.json) is there")
+
+
+def read_index(path):
+    """The index of a sharded checkpoint -> {shard's file name: names of its tensors}"""
+    shards = {}
+    try:
+        for tensor, shard in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items():
+            if Path(shard).name != shard:
+                raise CheckpointError(f"{path}: shard {shard!r} is not a plain file name")
+            shards.setdefault(shard, set()).add(tensor)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        raise CheckpointError(f"{path} is not an index: it needs a weight_map of tensor to file") from None
+    return shards
+
+
+def read_bin(path):
+    """A PyTorch file, read without running any code that it may hold."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except Exception as e:  # the unpickler raises nearly anything on a broken file
+        raise CheckpointError(f"{path} is not a file of plain tensors, or is cut short ({str(e).splitlines()[0][:80]})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise CheckpointError(f"{path} is not a dictionary of tensors")
+    return tensors
+
+
+SAFE_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+              "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+
+
+def read_safetensors(path):
+    """{name: tensor} of a safetensors file: 8 bytes that tell the length of a JSON header, the header, then the raw numbers.
+    The tensors are views of the mapped file: nothing is read before it is used."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    size = path.stat().st_size
+    with open(path, "rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise CheckpointError(f"{path} is no safetensors file or is cut short: its header claims {length} bytes, the file has {size}")
+        try:
+            header = json.loads(f.read(length))
+            entries = {k: (SAFE_TYPES[v["dtype"]], v["shape"], *v["data_offsets"]) for k, v in header.items() if k != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise CheckpointError(f"{path}: the safetensors header cannot be read ({type(e).__name__}: {e})") from None
+    data = torch.from_numpy(np.memmap(path, np.uint8, "c")[8 + length :]) if size > 8 + length else torch.empty(0, dtype=torch.uint8)
+    tensors = {}
+    for name, (dtype, shape, start, end) in entries.items():
+        if not all(type(n) is int and n >= 0 for n in (*shape, start, end)) or not start <= end <= len(data):
+            raise CheckpointError(f"{path}: {name} lies at bytes {start} to {end} of {len(data)}: the file is cut short or its header is wrong")
+        if end - start != math.prod(shape) * dtype.itemsize:
+            raise CheckpointError(f"{path}: {name} has {end - start} bytes, its shape {shape} asks for {math.prod(shape) * dtype.itemsize}")
+        raw = data[start:end]
+        if (8 + length + start) % dtype.itemsize:  # a view needs numbers at multiples of their size
+            raw = raw.clone()
+        tensors[name] = raw.view(dtype).reshape(shape)
+    return tensors
+
+
+def write_safetensors(path, tensors, metadata=None):
+    """Write {name: tensor} as a safetensors file, whole or not at all."""
+    dtypes = {v: k for k, v in SAFE_TYPES.items()}
+    header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
+    arrays = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
+    for name, t in arrays.items():
+        header[name] = {"dtype": dtypes[t.dtype], "shape": list(t.shape), "data_offsets": [end, end := end + t.numel() * t.element_size()]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # numbers start at a multiple of 8
+    replace_file(path, struct.pack("<Q", len(text)), text, *(t.reshape(-1).view(torch.uint8).numpy().data for t in arrays.values()))
+
+
+def replace_file(path, *pieces):
+    """Write bytes to a file so that a reader, or a crash, finds either the old file or the whole new one."""
+    part = Path(f"{path}.tmp{os.getpid()}")
+    with open(part, "wb") as f:
+        for piece in pieces:
+            f.write(piece)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(part, path)
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+def cache_folder():
+    """Where downloads are kept: $APPRENTICE_CACHE, or ~/.cache/apprentice."""
+    return Path(os.environ.get("APPRENTICE_CACHE") or Path.home() / ".cache" / "apprentice")
+
+
+def fetch(name, weights=True):
+    """The folder of a checkpoint: `name` itself if it is a folder, else that of a hub model, downloaded once.
+    weights=False brings its vocabulary alone. Raises CheckpointError with what to do by hand where the hub can't be reached."""
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
+        raise CheckpointError(f"{name!r} is no folder here and no hub name such as google/flan-t5-small")
+    base = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}".rstrip("/") + f"/{name}/resolve/main/"
+    folder = cache_folder() / str(name).replace("/", "--")
+
+    def get(file, optional=False):
+        if not (folder / file).is_file():
+            try:
+                download(base + file, folder / file)
+            except FileNotFoundError:
+                if not optional:
+                    raise CheckpointError(f"{name!r} is no folder here, and the hub has no {base}{file}: check the name") from None
+            except OSError as e:
+                raise CheckpointError(f"can't download {base}{file} ({e}): put config.json, spiece.model and model.safetensors "
+                                      f"of {name} into {folder} by hand") from None  # fmt: skip
+        return (folder / file).is_file()
+
+    get("spiece.model", optional=weights)
+    if weights:
+        get("config.json")
+        for whole in ("model.safetensors", "pytorch_model.bin"):
+            if get(whole, optional=True):
+                break
+            if get(f"{whole}.index.json", optional=True):
+                for shard in read_index(folder / f"{whole}.index.json"):
+                    get(shard)
+                break
+        else:
+            raise CheckpointError(f"the hub holds no weights for {name}: neither model.safetensors nor pytorch_model.bin at {base}")
+    return folder
+
+
+def download(url, path, tries=5):
+    """Download a file with a progress bar. It grows as PATH.part, which a cut connection or a later call goes on with, and takes its
+    name when it is whole: its length, and its sha256 where the hub tells it, are right. FileNotFoundError: there is none; OSError."""
+    path, said = Path(path), {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+
+    class Redirects(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, request, fp, code, msg, headers, url):
+            said.update({k.lower(): v for k, v in headers.items()})  # the hub tells a file's sha256 before it sends us to its store
+            return super().redirect_request(request, fp, code, msg, headers, url)
+
+    opener = urllib.request.build_opener(Redirects)
+    for attempt in range(tries):
+        time.sleep(attempt)
+        done = part.stat().st_size if part.exists() else 0
+        try:
+            request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+            with opener.open(request, timeout=30) as reply:
+                if reply.status != 206:  # the whole file comes, whatever was asked
+                    done = 0
+                total = done + int(reply.headers.get("Content-Length") or 0)
+                bar = tqdm(total=total or None, initial=done, desc=path.name, unit="B", unit_scale=True, unit_divisor=1024)
+                with open(part, "ab" if done else "wb") as f, bar:
+                    while block := reply.read(1 << 20):
+                        f.write(block)
+                        bar.update(len(block))
+                if total and part.stat().st_size != total:
+                    raise ConnectionError(f"cut after {part.stat().st_size} of {total} bytes")
+                said.update({k.lower(): v for k, v in reply.headers.items()})
+        except urllib.error.HTTPError as e:
+            if e.code in (401, 403, 404):  # the hub answers 401 for names that it does not know
+                raise FileNotFoundError(f"{url}: the server answers {e.code}") from None
+            if e.code == 416:  # what lies here is not the beginning of what lies there
+                part.unlink(missing_ok=True)
+            error = f"the server answers {e.code}"
+        except (OSError, http.client.HTTPException) as e:
+            error = str(getattr(e, "reason", e)) or type(e).__name__
+        else:
+            wanted = said.get("x-linked-etag", "").strip('"')
+            if re.fullmatch("[0-9a-f]{64}", wanted):
+                digest = hashlib.sha256()
+                with open(part, "rb") as f:
+                    while block := f.read(1 << 20):
+                        digest.update(block)
+                if (found := digest.hexdigest()) != wanted:
+                    part.unlink()
+                    raise OSError(f"the sha256 of what came is {found[:12]}…, the hub says {wanted[:12]}…; run again to fetch it anew")
+            os.replace(part, path)
+            return
+    raise OSError(error)
+
+
+# --- python model.py --------------------------------------------------------------------------------------------------
+
+
+def table_of_parts(model):
+    """The network as text: each part, its shape, how often it stands there and how many parameters that makes."""
+    rows = {}
+    for name, p in model.named_parameters():
+        key = re.sub(r"blocks\.\d+", "blocks.*", name), tuple(p.shape)
+        rows.setdefault(key, []).append(p.numel())
+    total = sum(map(sum, rows.values()))
+    lines = [f"{'part':38}{'shape':>16}{'times':>7}{'parameters':>16}{'share':>8}"]
+    for (name, shape), counts in rows.items():
+        lines.append(f"{name:38}{' x '.join(map(str, shape)):>16}{len(counts):>7}{sum(counts):>16,}{sum(counts) / total:>8.1%}")
+    return "\n".join([*lines, f"{'all':38}{'':>16}{'':>7}{total:>16,}{1:>8.1%}"])
+
+
+def main(argv=None):
+    """`python model.py [SIZE or DIR or HUB NAME]`"""
+    args = sys.argv[1:] if argv is None else argv
+    if len(args) != 1 or args[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    try:
+        config = SIZES[args[0]] if args[0] in SIZES else None
+        if config is None:
+            folder = fetch(args[0])
+            config = T5Config.from_file(folder / "config.json")
+            tensors = read_tensors(folder)
+        with torch.device("meta"):  # shapes without memory, so that the largest size prints at once
+            model = T5(config)
+        if args[0] not in SIZES:
+            load_weights(model.to_empty(device="cpu"), tensors, folder)
+    except CheckpointError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{args[0]}: T5 {'v1.0' if config.tie_word_embeddings else 'v1.1'}, {config.num_layers} + {config.num_decoder_layers} layers, "
+          f"width {config.d_model}, {config.num_heads} heads of {config.d_kv}, vocabulary {config.vocab_size:,}\n")  # fmt: skip
+    print(table_of_parts(model))
+
+
+if __name__ == "__main__":
+    main()

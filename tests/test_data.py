@@ -1,0 +1,659 @@
+"""Tests of data.py: the toy world against an oracle of its own, files with faults, tokens, formats, batches.
+
+The tests under APPRENTICE_REAL (a folder with data/esnli/esnli_dev.csv and t5/spiece.model) compare with the real vocabulary.
+"""
+import csv
+import http.server
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+from data import FORMATS, LABELS, BucketSampler, DataError, Example, Tokenizer, collate, encode_example, read_examples, toy_examples
+
+HERE = Path(__file__).resolve().parent
+REAL = os.environ.get("APPRENTICE_REAL")
+needs_real = pytest.mark.skipif(not REAL, reason="APPRENTICE_REAL names no folder with the real data")
+DOMAINS = ("park", "harbour")
+
+
+# ---- the toy world
+
+@pytest.fixture(scope="module")
+def toy():
+    return {(domain, split): toy_examples(count, 0, domain, split) for domain in DOMAINS
+            for split, count in (("train", 20_000), ("validation", 1_000), ("test", 3_000))}
+
+
+def test_toy_labels_are_balanced_and_rows_depend_on_the_seed_alone(toy):
+    for rows in toy.values():
+        counts = Counter(row.label for row in rows)
+        assert set(counts) == set(LABELS) and max(counts.values()) - min(counts.values()) <= 1
+        assert len({row.id for row in rows}) == len(rows)
+    assert toy_examples(50, 3) == toy_examples(50, 3) != toy_examples(50, 4)
+    state = random.getstate()
+    toy_examples(5, 1)
+    assert random.getstate() == state, "the global random state is not ours to move"
+
+
+def test_toy_shape(toy):
+    for (_, split), rows in toy.items():
+        for row in rows[:2000]:
+            assert 10 <= len(row.premise.split()) <= 15 and 6 <= len(row.hypothesis.split()) <= 10
+            assert len(row.explanations) == len(set(row.explanations)) == (1 if split == "train" else 3)
+            for text in (row.premise, row.hypothesis, *row.explanations):
+                assert re.fullmatch(r"[a-z]+(,? [a-z]+)*\.", text), text
+        two = sum("+" in row.kind or row.kind == "breadth" for row in rows) / len(rows)
+        assert 0.45 < two < 0.65, "about half of the rows take two steps"
+
+
+def meanings(domain):
+    """word or phrase -> (aspect, the set of narrowest things it can be), read off the tables, without the generator's code."""
+    found = {}
+    tables = {**data.WORLDS[domain], "count": {"two three four five": "", "seven eight nine ten": ""}}
+    for aspect, table in tables.items():
+        for words, wider in table.items():
+            members = set(words.split())
+            for word in members:
+                found[word] = (aspect, {word})
+            for word in wider.split():
+                found[word] = (aspect, found.get(word, (aspect, set()))[1] | members)
+    found["fewer than six"], found["more than six"] = [("count", set(words.split())) for words in tables["count"]]
+    return found
+
+
+def oracle(row, known):
+    """The label by set theory: what the premise allows lies within what the hypothesis asks, outside of it, or on both sides."""
+    def told(text):
+        return dict(known[word] for word in re.findall(r"fewer than six|more than six|[a-z]+", text) if word in known)
+
+    premise, (said, _, denied) = told(row.premise), row.hypothesis.partition(" but not ")
+    verdicts = []
+    for negated, part in ((False, told(said)), (True, told(denied))):
+        for aspect, asked in part.items():
+            allowed = premise.get(aspect)
+            verdict = "neutral" if allowed is None else "yes" if allowed <= asked else "neutral" if allowed & asked else "no"
+            verdicts.append({"yes": "no", "no": "yes"}.get(verdict, verdict) if negated else verdict)
+    return "contradiction" if "no" in verdicts else "neutral" if "neutral" in verdicts else "entailment"
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_toy_labels_follow_from_the_knowledge(toy, domain):
+    known = meanings(domain)
+    for split in data.SPLITS:
+        for row in toy[domain, split]:
+            assert oracle(row, known) == row.label, row
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_toy_reasons_are_true_and_come_to_the_label(toy, domain):
+    known = meanings(domain)
+    endings = {"entailment": (" is ", " is not "), "neutral": (" may or may not be ",), "contradiction": (" cannot be ", " must be ")}
+    for row in toy[domain, "train"]:
+        because, claim = row.explanations[0].rsplit(", so ", 1)
+        assert any(ending in claim for ending in endings[row.label]), row
+        for step in because.split(", and "):
+            fact = re.fullmatch(r"(?:an? |the )?(\w+) (is not|need not be|is) (.+?)(?:, not (.+))?", step)
+            if "no " in step and not re.search(r"not", step):
+                continue                                                     # "no place is told", "several is no exact number"
+            def last(text):
+                return known[re.search(r"(fewer than six|more than six|\w+)$", text)[1]][1]
+            subject, truth = known[fact[1]][1], last(fact[3])
+            if fact[2] == "is":
+                assert subject <= truth, step
+            else:
+                assert (subject & truth and not subject <= truth) if fact[2] == "need not be" else not subject & truth, step
+            assert fact[4] is None or not subject & last(fact[4]), step
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_toy_splits_share_no_premise_and_hold_out_combinations(toy, domain):
+    known = meanings(domain)
+
+    def combinations(row):
+        words = [(word, known[word][0]) for word in row.premise.rstrip(".").split() if word in known]
+        return {(kind, word) for kind, aspect in words if aspect == "kind" for word, other in words if other != "kind"}
+
+    shown = {split: set().union(*(combinations(row) for row in toy[domain, split])) for split in data.SPLITS}
+    for split, others in (("validation", ("train",)), ("test", ("train", "validation"))):
+        for row in toy[domain, split]:
+            assert any(all(pair not in shown[other] for other in others) for pair in combinations(row)), row
+        premises = {row.premise for row in toy[domain, split]}
+        assert not any(row.premise in premises for other in others for row in toy[domain, other])
+    words = [Counter(word for row in toy[domain, split] for word in row.premise.split()) for split in data.SPLITS]
+    assert set(words[0]) == set(words[1]) == set(words[2]), "held out are combinations, not words"
+
+
+def all_words(row):
+    return re.findall("[a-z]+", " ".join((row.premise, row.hypothesis, *row.explanations)))
+
+
+def test_toy_domains_share_grammar_and_no_content(toy):
+    words = [{word for row in toy[domain, "train"] for word in all_words(row)} for domain in DOMAINS]
+    content = [{word for table in data.WORLDS[domain].values() for pair in table.items() for word in " ".join(pair).split()}
+               for domain in DOMAINS]
+    assert not content[0] & content[1] and words[0] - content[0] == words[1] - content[1]
+    assert all(130 <= len(some) <= 250 for some in words)
+
+
+def probe(features, labels, test_features, test_labels, steps=60):
+    """Accuracy on the test rows of a logistic regression (full batch, Adam) over bags of features, each a list of strings."""
+    vocabulary = {name: i for i, name in enumerate(sorted({name for row in features for name in row}))}
+
+    def bags(rows):
+        rows = [[vocabulary[name] for name in row if name in vocabulary] for row in rows]
+        return np.concatenate(rows), np.array([len(row) for row in rows])
+
+    def scores(ids, lengths):
+        return np.add.reduceat(weight[ids], np.concatenate([[0], lengths.cumsum()[:-1]]))
+
+    ids, lengths = bags(features)
+    weight, mean, square = np.zeros((3, len(vocabulary), 3))
+    truth = np.eye(3)[[LABELS.index(label) for label in labels]]
+    for step in range(1, steps + 1):
+        likely = np.exp(scores(ids, lengths))
+        error = np.repeat((likely / likely.sum(1, keepdims=True) - truth) / len(truth), lengths, axis=0)
+        gradient = np.stack([np.bincount(ids, error[:, k], len(vocabulary)) for k in range(3)], 1)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
+        weight -= 0.03 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.99**step)) + 1e-8)
+    return np.mean(scores(*bags(test_features)).argmax(1) == [LABELS.index(label) for label in test_labels])
+
+
+def grams(text):
+    words = text.split()
+    return words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+
+
+def overlap(row):
+    premise, hypothesis = (text.rstrip(".") for text in (row.premise, row.hypothesis))
+    shared = len(set(premise.split()) & set(hypothesis.split()))
+    pairs = len(set(grams(premise)) & set(grams(hypothesis)))
+    size = len(hypothesis.split())
+    return [f"shared {shared}", f"pairs {pairs}", f"share {round(10 * shared / size)}", f"left {size - shared}"]
+
+
+def test_the_probe_finds_a_shortcut_that_is_there(toy):
+    train, test = toy["park", "train"][:4000], toy["park", "test"][:500]
+    leak = probe([grams(row.explanations[0]) for row in train], [row.label for row in train],
+                 [grams(row.explanations[0]) for row in test], [row.label for row in test])
+    assert leak > 0.9, "reasons give their label away; a probe that does not see it proves nothing"
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_toy_has_no_shortcut(toy, domain):
+    train, test = toy[domain, "train"], toy[domain, "test"]
+    labels, test_labels = [row.label for row in train], [row.label for row in test]
+    for look in (lambda row: grams(row.premise), lambda row: grams(row.hypothesis), overlap):
+        accuracy = probe([look(row) for row in train], labels, [look(row) for row in test], test_labels)
+        print(f"{domain}: {accuracy:.3f}")
+        assert accuracy < 0.40
+
+
+def test_read_toy_by_name():
+    assert len(read_examples("toy:300", "train")) == 300 and len(read_examples("toy-harbour:30", limit=50)) == 50
+    assert read_examples("toy:300", "train") == toy_examples(300)
+    assert read_examples("toy-harbour", "test", limit=5) == toy_examples(1000, 0, "harbour", "test")[:5]
+    with pytest.raises(DataError, match="toy-moon.*no known name"):
+        read_examples("toy-moon")
+    with pytest.raises(DataError, match="dev.*legal are train"):
+        read_examples("toy", "dev")
+    with pytest.raises(DataError, match="desert.*park"):
+        toy_examples(1, domain="desert")
+
+
+# ---- files
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+DEV_HEADER = ["pairID", "gold_label", "Sentence1", "Sentence2"] + [
+    name.format(k) for k in (1, 2, 3)
+    for name in ("Explanation_{}", "Sentence1_marked_{}", "Sentence2_marked_{}", "Sentence1_Highlighted_{}", "Sentence2_Highlighted_{}")]
+
+
+def dev_file(path, rows, encoding="utf-8"):
+    with open(path, "w", encoding=encoding, newline="") as file:
+        csv.writer(file).writerows([DEV_HEADER, *rows])
+    return path
+
+
+def dev_row(name, label, premise="A dog naps.", hypothesis="A dog rests.", reasons=("one", "two", "three")):
+    marks = [(reason, f"A *{reason}* naps.", "A dog *rests.*", "1", "{}") for reason in reasons]
+    return [name, label, premise, hypothesis, *(cell for mark in marks for cell in mark)]
+
+
+def test_official_dev_layout(tmp_path):
+    path = dev_file(tmp_path / "esnli_dev.csv", [
+        dev_row("1", "entailment"), dev_row("2", "-"),
+        dev_row("3", "neutral", 'He said, "no".\nTwice.', reasons=("a", "", "c"))], "utf-8-sig")
+    rows = read_examples(path)
+    assert [row.id for row in rows] == ["1", "3"], "the label - is left out; a byte order mark is no part of pairID"
+    assert rows[0].explanations == ("one", "two", "three") and rows[0].highlights[2] == ("A *three* naps.", "A dog *rests.*")
+    assert rows[1].premise == 'He said, "no".\nTwice.' and rows[1].explanations == ("a", "c")
+    assert [marks[0] for marks in rows[1].highlights] == ["A *a* naps.", "A *c* naps."], "highlights stay beside their explanation"
+
+
+def test_official_train_layout(tmp_path):
+    header = ("pairID,gold_label,Sentence1,Sentence2,Explanation_1,WorkerId,Sentence1_marked_1,Sentence2_marked_1,"
+              "Sentence1_Highlighted_1,Sentence2_Highlighted_1")
+    path = write(tmp_path / "esnli_train_1.csv", f"{header}\n7,contradiction,A cat.,,A reason.,W1,*A* cat.,,0,{{}}\n8,neutral,P.,H.,,W2\n")
+    first, second = read_examples(path)
+    assert first == Example("7", "A cat.", "", "contradiction", ("A reason.",), (("*A* cat.", ""),))
+    assert second.explanations == () and second.label == "neutral", "cells missing at the end of a row are empty"
+
+
+def test_faults_name_file_line_column_and_value(tmp_path):
+    path = dev_file(tmp_path / "x.csv", [dev_row("1", "entailment", "Two\nlines."), dev_row("2", "Entails")])
+    with pytest.raises(DataError, match=r"x\.csv:4: gold_label is 'Entails'; it may be entailment, neutral, contradiction"):
+        read_examples(path)
+    path = write(tmp_path / "y.csv", "premise,hypothesis,Label\na,b,neutral\n")
+    with pytest.raises(DataError, match=r"y\.csv:1: no column for the label .*present: premise, hypothesis, Label"):
+        read_examples(path)
+    path = write(tmp_path / "z.csv", "premise,hypothesis,label\na,b,neutral\na, b, c,neutral\n")
+    with pytest.raises(DataError, match=r"z\.csv:3: 4 cells under 3 columns"):
+        read_examples(path)
+    with pytest.raises(DataError, match=r"s\.csv:3: no column for the label"):
+        read_examples(write(tmp_path / "s.csv", "premise,hypothesis,label\na,b,neutral\na,b\n"))
+    with pytest.raises(DataError, match=r"l\.csv: .*not UTF-8"):
+        read_examples(write(tmp_path / "l.csv", "premise,hypothesis,label\ncafé,b,neutral\n", "latin-1"))
+    with pytest.raises(DataError, match=r"e\.csv:1: .*present: none"):
+        read_examples(write(tmp_path / "e.csv", ""))
+    with pytest.raises(DataError, match=r"t\.txt: .*\.csv, \.tsv, \.jsonl"):
+        read_examples(write(tmp_path / "t.txt", "a"))
+    with pytest.raises(DataError, match="absent.csv: no such file"):
+        read_examples(tmp_path / "absent.csv")
+
+
+def test_json_lines(tmp_path):
+    lines = [{"id": 5, "premise": "p", "hypothesis": "h", "label": "neutral", "rationale": "r", "source": "teacher", "tokens": 9},
+             {"premise": "p", "hypothesis": "h", "label": None, "explanations": ["a", "b"]},
+             {"premise": "p", "hypothesis": "h", "label": "ENTAILMENT ", "rationale": None}]
+    path = write(tmp_path / "a.jsonl", "\n\n".join(map(json.dumps, lines)))
+    assert read_examples(path) == [Example("5", "p", "h", "neutral", ("r",)), Example("a-3", "p", "h", None, ("a", "b")),
+                                   Example("a-5", "p", "h", "entailment")]
+    for bad, message in (('{"premise": ', r":2: not JSON"), ("[1]", r":2: .*not an object"),
+                         ('{"premise": 3, "hypothesis": "h", "label": null}', "premise is 3"),
+                         ('{"premise": "p", "hypothesis": "h", "label": 1}', r":2: label is 1; it may be"),
+                         ('{"premise": "p", "hypothesis": "h", "label": [1]}', r":2: label is \[1\]"),
+                         ('{"premise": "p", "label": "neutral"}', "no column for the hypothesis.*present: premise, label"),
+                         ('{"premise": "p", "hypothesis": "h", "label": "", "explanations": "r"}', "explanations are 'r'")):
+        with pytest.raises(DataError, match=message):
+            read_examples(write(tmp_path / "b.jsonl", f"{json.dumps(lines[0])}\n{bad}\n"))
+
+
+def test_tables_with_other_names(tmp_path):
+    columns, row = "pair_ID\tsentence_A\tsentence_B\tentailment_label\tscore", "1\tA \"dog\" naps\tA dog\tNEUTRAL\t4"
+    sick = write(tmp_path / "SICK.tsv", f"{columns}\n{row}\n")
+    assert read_examples(sick) == [Example("1", 'A "dog" naps', "A dog", "neutral")]
+    plain = write(tmp_path / "p.csv", "label,hypothesis,premise\r\n,h,p\r\nneutral,h2,p2\r\n")
+    assert read_examples(plain) == [Example("p-2", "p", "h", None), Example("p-3", "p2", "h2", "neutral")]
+    assert len(read_examples(plain, limit=1)) == 1
+
+
+def test_a_file_is_cut_by_premise(tmp_path):
+    path = write(tmp_path / "a.csv", "premise,hypothesis,label\n" + "".join(f"premise {i // 3},h {i},neutral\n" for i in range(6000)))
+    parts = {split: read_examples(path, split) for split in data.SPLITS}
+    assert sum(map(len, parts.values())) == 6000 == len(read_examples(path))
+    assert 0.75 < len(parts["train"]) / 6000 < 0.85 and all(0.07 < len(parts[split]) / 6000 < 0.13 for split in ("validation", "test"))
+    premises = [{row.premise for row in rows} for rows in parts.values()]
+    assert not premises[0] & premises[1] and not premises[0] & premises[2] and not premises[1] & premises[2]
+
+
+# ---- fetching
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server on this machine that gives parts of files: .ranges says whether it does, .log what was asked for."""
+    root = tmp_path / "server"
+    root.mkdir()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            wanted, asked = root / self.path.strip("/"), self.headers.get("Range")
+            httpd.log.append((wanted.name, asked))
+            if not wanted.exists():
+                return self.send_error(404)
+            body, start = wanted.read_bytes(), int(asked[6:-1]) if asked and httpd.ranges else 0
+            if start >= len(body):
+                return self.send_error(416)
+            self.send_response(206 if asked and httpd.ranges else 200)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start:len(body) - httpd.cut])
+
+        def log_message(self, *arguments):
+            pass
+
+    httpd = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    httpd.root, httpd.log, httpd.ranges, httpd.cut, httpd.url = root, [], True, 0, f"http://127.0.0.1:{httpd.server_port}"
+    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    monkeypatch.setenv("ESNLI_URL", httpd.url)
+    monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+def test_download_resumes_and_is_whole_or_nothing(server, tmp_path):
+    body = bytes(range(256)) * 2000
+    (server.root / "f.bin").write_bytes(body)
+    path, part, url = tmp_path / "new" / "f.bin", tmp_path / "new" / "f.bin.part", f"{server.url}/f.bin"
+    server.cut = 100_000
+    with pytest.raises(DataError, match="by hand.*f.bin"):
+        data.download(url, path)
+    assert not path.exists() and part.read_bytes() == body[:-100_000]
+    server.cut = 0
+    data.download(url, path)
+    assert path.read_bytes() == body and not part.exists() and server.log[-1] == ("f.bin", f"bytes={len(body) - 100_000}-")
+    path.rename(part)
+    data.download(url, path)                                                 # all of it is in .part: 416, then from the start
+    assert path.read_bytes() == body
+    server.ranges = False
+    part.write_bytes(b"something else")
+    data.download(url, path)
+    assert path.read_bytes() == body, "a server that sends the whole file must not be appended"
+    with pytest.raises(DataError, match=r"404.*by hand and put it at .*g\.bin"):
+        data.download(f"{server.url}/g.bin", tmp_path / "g.bin")
+
+
+def test_esnli_is_fetched_once(server, tmp_path, monkeypatch):
+    for k, name in enumerate(("esnli_train_1.csv", "esnli_train_2.csv", "esnli_dev.csv", "esnli_test.csv")):
+        dev_file(server.root / name, [dev_row(f"{k}-{i}", "neutral") for i in range(3)])
+    assert [row.id for row in read_examples("esnli", "validation")] == ["2-0", "2-1", "2-2"]
+    assert [name for name, _ in server.log] == ["esnli_dev.csv"]
+    assert len(read_examples("esnli")) == 12 and len(read_examples("esnli", "train")) == 6 and len(server.log) == 4
+    assert len(read_examples(tmp_path / "cache" / "esnli", "test", limit=2)) == 2, "the folder can be named too"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no esnli_test.csv; .*download esnli"):
+        read_examples(tmp_path / "empty", "test")
+    (tmp_path / "cache" / "esnli" / "esnli_test.csv").write_text("<html>")
+    with pytest.raises(DataError, match="column names; delete it"):
+        read_examples("esnli", "test")
+    monkeypatch.setenv("ESNLI_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "other"))
+    with pytest.raises(DataError, match=r"127\.0\.0\.1:9/esnli_dev\.csv.*by hand and put it at .*other/esnli/esnli_dev\.csv"):
+        read_examples("esnli", "validation")
+
+
+# ---- tokens
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "deep" / "spiece.model"
+    texts = [text for row in toy_examples(3000) for name in ("predict", "explain", "label_then_rationale", "rationale_then_label")
+             for text in FORMATS[name].render(row)]
+    data.train_vocabulary(texts, path, 400)
+    assert [file.name for file in path.parent.iterdir()] == ["spiece.model"], "nothing half-written stays"
+    return Tokenizer(path)
+
+
+def test_trained_vocabulary_has_t5s_layout_and_whole_words(tokenizer):
+    assert 200 < tokenizer.vocab_size <= 500
+    words = {word for row in toy_examples(2000, 5) for word in all_words(row)}
+    assert all(len(tokenizer.encode(word)) == 2 for word in {*words, *LABELS}), "each word is one piece"
+    for row in toy_examples(200, 6):
+        assert tokenizer.decode(tokenizer.encode(row.premise)) == row.premise
+    text = toy_examples(1)[0].premise
+    assert tokenizer.encode(text)[-1] == 1 and 0 not in tokenizer.encode(text) and 2 not in tokenizer.encode(text)
+    assert 2 in tokenizer.encode("日")
+    assert tokenizer.encode("") == [1] and tokenizer.decode([]) == ""
+    assert tokenizer.path.name == "spiece.model"
+
+
+def test_special_tokens(tokenizer):
+    last = tokenizer.vocab_size - 1
+    a, b = tokenizer.encode("a")[:-1], tokenizer.encode("b")[:-1]
+    assert tokenizer.encode("a <extra_id_0> b") == [*a, last, *b, 1] == tokenizer.encode("a<extra_id_0>b")
+    assert tokenizer.encode("<extra_id_99>") == [last - 99, 1]
+    assert tokenizer.encode("a</s> b <pad>") == [*a, 1, *b, 0, 1]
+    assert tokenizer.decode([0, *a, last, 1, *b, last + 20, 1, 0]) == "a b"
+    assert tokenizer.decode(torch.tensor(tokenizer.encode("a spaniel"))) == "a spaniel"
+
+
+def test_vocabulary_faults(tmp_path, tokenizer):
+    with pytest.raises(DataError, match="nothing.model: no vocabulary there"):
+        Tokenizer(tmp_path / "nothing.model")
+    for content in (b"", b"not a model", tokenizer.path.read_bytes()[:500]):
+        (tmp_path / "bad.model").write_bytes(content)
+        with pytest.raises(DataError, match="bad.model"):
+            Tokenizer(tmp_path / "bad.model")
+    import sentencepiece
+    with open(tmp_path / "other.model", "wb") as file:                       # the trainer's own layout: <unk> <s> </s>
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["a dog naps here"] * 20), model_writer=file, vocab_size=15,
+                                                 hard_vocab_limit=False, minloglevel=2)
+    with pytest.raises(DataError, match="other.model: begins with the pieces <unk> <s> </s>"):
+        Tokenizer(tmp_path / "other.model")
+    with pytest.raises(DataError, match="no vocabulary of 3 pieces"):
+        data.train_vocabulary(["a dog naps here"] * 20, tmp_path / "small.model", 3)
+    with pytest.raises(DataError, match="no text to make a vocabulary from"):
+        data.train_vocabulary([], tmp_path / "small.model", 300)
+    assert not list(tmp_path.glob("small*"))
+
+
+@needs_real
+def test_ids_equal_transformers():
+    tokenizer = Tokenizer(Path(REAL) / "t5" / "spiece.model")
+    cases = json.loads((HERE / "golden" / "tokenizer_t5.json").read_text(encoding="utf-8"))
+    assert len(cases) >= 60 and tokenizer.vocab_size == 32100
+    for case in cases:
+        assert tokenizer.encode(case["text"]) == case["ids"], case["text"]
+        if 2 not in case["ids"]:                                             # transformers drops an unknown, we show it
+            assert tokenizer.decode(case["ids"]) == case["decoded"], case["text"]
+
+
+@needs_real
+def test_real_dev_split():
+    rows = read_examples(Path(REAL) / "data" / "esnli" / "esnli_dev.csv")
+    assert len(rows) == 9842 and all(len(row.explanations) == len(row.highlights) == 3 for row in rows)
+    assert Counter(row.label for row in rows) == {"entailment": 3329, "contradiction": 3278, "neutral": 3235}
+    tokenizer = Tokenizer(Path(REAL) / "t5" / "spiece.model")
+    for name, most in (("predict", 0.05), ("explain", 0.12)):
+        encoded = [encode_example(tokenizer, FORMATS[name], row) for row in rows]
+        lengths = [(len(source), len(target)) for source, target, _ in encoded]
+        assert padding(lengths, BucketSampler(lengths, 64, 0)) <= most
+
+
+# ---- formats
+
+EXAMPLE = Example("e1", "A spaniel naps.", "A dog rests.", "entailment", ("A spaniel is a dog.", "Napping is resting."))
+
+
+def test_formats_write_what_they_say():
+    pair = "premise: A spaniel naps. hypothesis: A dog rests."
+    assert FORMATS["predict"].render(EXAMPLE) == (f"predict: {pair}", "entailment")
+    assert FORMATS["explain"].render(EXAMPLE, 1) == (f"explain: {pair}", "Napping is resting.")
+    assert FORMATS["label_then_rationale"].render(EXAMPLE) == (f"judge: {pair}", "entailment explanation: A spaniel is a dog.")
+    assert FORMATS["rationale_then_label"].render(EXAMPLE) == (f"reason: {pair}", "A spaniel is a dog. answer: entailment")
+    sources = {FORMATS["instruction"].render(Example(str(i), "P.", "H.", "neutral"))[0] for i in range(100)}
+    assert len(sources) == len(data.INSTRUCTIONS) and all("P." in text and "H." in text and "OPTIONS: - yes" in text for text in sources)
+    assert FORMATS["instruction"].render(EXAMPLE) == FORMATS["instruction"].render(EXAMPLE)
+    assert {format.name: format.parts for format in FORMATS.values()} == {
+        "predict": ("label",), "explain": ("rationale",), "label_then_rationale": ("label", "rationale"),
+        "rationale_then_label": ("rationale", "label"), "instruction": ("label",)}
+    asking = Example("", "p", "h", None)
+    assert all(format.render(asking)[1] == "" for format in FORMATS.values()), "an unlabelled pair without a reason has no target"
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize("label", LABELS)
+def test_what_is_written_is_read_back(name, label):
+    format = FORMATS[name]
+    target = format.render(Example("x", "p", "h", label, ("The answer: none. It is neutral.",)))[1]
+    expected = (label if "label" in format.parts else None, "The answer: none. It is neutral." if "rationale" in format.parts else "")
+    assert format.parse(target) == expected
+    assert format.parse(f" {target} ") == expected
+
+
+@pytest.mark.parametrize("name, text, expected", [
+    ("predict", "Entailment.", ("entailment", "")),
+    ("predict", " NEUTRAL ", ("neutral", "")),
+    ("predict", "", (None, "")),
+    ("predict", "entailment neutral", (None, "entailment neutral")),
+    ("predict", "it is neutral", (None, "it is neutral")),
+    ("predict", "neutrality", (None, "neutrality")),
+    ("explain", " entailment ", (None, "entailment")),
+    ("label_then_rationale", "Neutral. Explanation: it may be.", ("neutral", "it may be.")),
+    ("label_then_rationale", "neutral", ("neutral", "")),
+    ("label_then_rationale", "neutral because", (None, "neutral because")),
+    ("label_then_rationale", "", (None, "")),
+    ("label_then_rationale", "neutral explanation: a\nb", ("neutral", "a\nb")),
+    ("label_then_rationale", "explanation: x", (None, "explanation: x")),
+    ("rationale_then_label", "a b. answer: Contradiction.", ("contradiction", "a b.")),
+    ("rationale_then_label", "answer: neutral", ("neutral", "")),
+    ("rationale_then_label", "a b. answer: maybe", (None, "a b. answer: maybe")),
+    ("rationale_then_label", "neutral", (None, "neutral")),
+    ("rationale_then_label", "x answer: neutral and more", (None, "x answer: neutral and more")),
+    ("rationale_then_label", "my nonanswer: neutral", (None, "my nonanswer: neutral")),
+    ("instruction", "Yes.", ("entailment", "")),
+    ("instruction", "- no", ("contradiction", "")),
+    ("instruction", "it is  not possible to tell", ("neutral", "")),
+    ("instruction", "yes and no", (None, "yes and no")),
+    ("instruction", "", (None, "")),
+])
+def test_parsers_are_strict_but_not_silly(name, text, expected):
+    assert FORMATS[name].parse(text) == expected
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_label_tokens_in_token_space(tokenizer, name):
+    for row in [*toy_examples(60, 9), EXAMPLE, Example("", "p", "h", None)]:
+        source, target, flags = encode_example(tokenizer, FORMATS[name], row)
+        texts = FORMATS[name].render(row)
+        assert (source, target) == (tokenizer.encode(texts[0]), tokenizer.encode(texts[1])), "piece by piece = the whole"
+        assert len(flags) == len(target)
+        if row.label:
+            parts = FORMATS[name].parts
+            marked = [token for token, flag in zip(target, flags, strict=True) if flag]
+            word = data.OPTIONS[row.label] if name == "instruction" else row.label
+            label = tokenizer.encode(word)[:-1] if "label" in parts else []
+            assert marked == label + [1] * (parts[-1] == "label")
+
+
+@needs_real
+def test_pieces_equal_the_whole_with_the_real_vocabulary():
+    tokenizer = Tokenizer(Path(REAL) / "t5" / "spiece.model")
+    for row in read_examples(Path(REAL) / "data" / "esnli" / "esnli_dev.csv", limit=3000):
+        for format in FORMATS.values():
+            assert encode_example(tokenizer, format, row, max_target=1000)[1] == tokenizer.encode(format.render(row)[1])
+
+
+def test_long_texts_are_cut_and_keep_the_end(tokenizer):
+    row = toy_examples(1)[0]
+    for format in FORMATS.values():
+        source, target, flags = encode_example(tokenizer, format, row, max_source=7, max_target=2)
+        whole = encode_example(tokenizer, format, row)
+        assert source == whole[0][:6] + [1] and target == whole[1][:1] + [1] and len(flags) == 2
+        assert flags[-1] == whole[2][-1]
+
+
+# ---- batches
+
+def test_collate_pads_on_the_right():
+    batch = collate([([5, 6, 1], [7, 1], [True, True]), ([8, 1], [9, 4, 1], [True, False, False])], ids=(3, 4))
+    assert batch.source.tolist() == [[5, 6, 1], [8, 1, 0]] and batch.source_mask.tolist() == [[True] * 3, [True, True, False]]
+    assert batch.labels.tolist() == [[7, 1, -100], [9, 4, 1]] and batch.label_tokens.tolist() == [[True, True, False], [True, False, False]]
+    assert (batch.source.dtype, batch.source_mask.dtype, batch.labels.dtype) == (torch.long, torch.bool, torch.long) and batch.ids == (3, 4)
+    moved = batch.to("meta")
+    assert moved.source.device.type == moved.label_tokens.device.type == "meta" and moved.ids == (3, 4)
+    assert data.Batch(batch.source, batch.source_mask, batch.labels).to("cpu").label_tokens is None
+
+
+def padding(lengths, sampler):
+    """The share of padding in an epoch's cells, over all sides (source, target) that `lengths` holds."""
+    cells = tokens = 0
+    for batch in sampler.batches(0):
+        for side in zip(*(lengths[i] for i in batch), strict=True):
+            cells, tokens = cells + max(side) * len(side), tokens + sum(side)
+    return 1 - tokens / cells
+
+
+def test_buckets_pad_little():
+    rng = random.Random(0)                                                   # e-SNLI's lengths: a middle of 31 tokens, a long tail
+    sources = [min(120, max(10, int(rng.lognormvariate(3.45, 0.35)))) for _ in range(20_000)]
+    pairs = [(source, min(90, max(3, int(rng.lognormvariate(2.75, 0.5))))) for source in sources]
+    alone = [(source,) for source in sources]
+    assert padding(alone, BucketSampler(sources, 64, 0)) <= 0.03
+    assert padding(pairs, BucketSampler(pairs, 64, 0)) <= 0.15, "rows of like source and like target length"
+    assert padding(pairs, BucketSampler([0] * len(pairs), 64, 0)) > 0.40, "the same rows without buckets"
+
+
+def test_sampler_takes_every_row_once_an_epoch_in_an_order_of_its_own():
+    lengths = [random.Random(i).randrange(5, 50) for i in range(1000)]
+    batches = iter(BucketSampler(lengths, 32, seed=1))
+    epochs = [[next(batches) for _ in range(32)] for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(i for batch in epoch for i in batch) == list(range(1000)) and all(1 <= len(batch) <= 32 for batch in epoch)
+    assert epochs[0] != epochs[1]
+    assert epochs == [BucketSampler(lengths, 32, 1).batches(0), BucketSampler(lengths, 32, 1).batches(1)]
+    assert BucketSampler(lengths, 32, 2).batches(0) != epochs[0]
+    with pytest.raises(DataError, match="0 rows"):
+        BucketSampler([], 32, 1)
+
+
+def test_sampler_resumes_in_the_middle_of_an_epoch():
+    lengths = [random.Random(i).randrange(5, 50) for i in range(500)]
+    sampler = BucketSampler(lengths, 32, seed=1)
+    going = iter(sampler)
+    for steps in (0, 1, 20, 16, 3):                                          # 16 batches an epoch: also at its very end
+        for _ in range(steps):
+            next(going)
+        state = json.loads(json.dumps(sampler.state_dict()))
+        other = BucketSampler(lengths, 32, seed=1)
+        other.load_state_dict(state)
+        resumed, ahead = iter(other), BucketSampler(lengths, 32, seed=1)
+        ahead.load_state_dict(state)
+        expected = [batch for epoch in range(state["epoch"], state["epoch"] + 4) for batch in ahead.batches(epoch)][state["position"]:]
+        assert [next(resumed) for _ in range(20)] == expected[:20]
+    assert next(going) == expected[0], "the first sampler goes on with just what the resumed one began with"
+
+
+# ---- the command
+
+def test_command(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, arguments)])
+        status = data.main()
+        return status, *capsys.readouterr()
+
+    file = write(tmp_path / "a.csv", "premise,hypothesis,label,rationale\np one,h,neutral,because\np one,h,neutral,\n")
+    status, out, _ = run(file)
+    assert status == 0 and "neutral 2 (100.0%)" in out and "rows         2, on 1 premises; 1 (50.00%) repeat" in out
+    assert out.count("  premise      p one") == 2
+    assert "python data.py download esnli" in run("--help")[1]
+    for arguments in (("nothing.csv",), ("--speed=9",), ("download", "snli"), ("download", "esnli", "here"), (file, file)):
+        status, _, err = run(*arguments)
+        assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
+
+
+def test_command_as_a_process():
+    failed = subprocess.run([sys.executable, str(HERE.parent / "data.py"), "nothing.csv"], capture_output=True, text=True, timeout=60)
+    assert failed.returncode == 2 and failed.stderr.startswith("error: nothing.csv") and "Traceback" not in failed.stderr
+
+
+def test_download_command(server, tmp_path, monkeypatch, capsys):
+    for name in ("esnli_train_1.csv", "esnli_train_2.csv", "esnli_dev.csv", "esnli_test.csv"):
+        dev_file(server.root / name, [dev_row("1", "neutral")])
+    monkeypatch.setattr(sys, "argv", ["data.py", "download", "esnli", f"--out={tmp_path / 'here'}"])
+    assert data.main() == 0 and str(tmp_path / "here" / "esnli_test.csv") in capsys.readouterr().out
+    assert len(read_examples(tmp_path / "here", "train")) == 2
+
+
+def test_describe_toy_and_nothing():
+    text = data.describe(toy_examples(300))
+    assert "kinds" in text and "breadth" in text and "100 (33.3%)" in text
+    assert data.describe([]).startswith("rows         0")

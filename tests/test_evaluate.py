@@ -1,0 +1,315 @@
+"""evaluate.py against rouge-score, NLTK and sacrebleu (by golden values), hand-worked metrics, and its command line with small runs.
+
+With APPRENTICE_REAL=DIR (a folder with peers/rouge_cases.json and data/esnli/) the real development split is scored too.
+"""
+import csv
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import evaluate as ev  # noqa: E402
+from data import LABELS, DataError, Example, read_examples  # noqa: E402
+
+GOLDEN = Path(__file__).with_name("golden")
+REAL = os.environ.get("APPRENTICE_REAL")
+real = pytest.mark.skipif(not REAL, reason="APPRENTICE_REAL does not name a folder with real data")
+E, N, C = LABELS
+
+
+def golden(name):
+    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
+
+
+def check_rouge(case):
+    found = ev.rouge(case["pred"], case["refs"], stem=case["stem"])
+    for kind, expected in case["expected"].items():
+        assert found[kind] == pytest.approx(expected, abs=1e-6), (kind, case)
+
+
+# --- ROUGE and BLEU ---------------------------------------------------------------------------------------------------
+
+def test_stems_are_those_of_nltk():
+    cases = golden("rouge_stems.json")
+    assert len(cases) >= 1990
+    assert [word for word, stem in cases if ev.porter_stem(word) != stem] == []
+
+
+def test_the_stems_that_the_source_gives_as_examples():
+    examples = re.findall(r"(\w+) -> (\w+)", (ROOT / "evaluate.py").read_text(encoding="utf-8").split("def rouge_tokens")[0])
+    one_step = {"conflated", "controll"}                       # shown for one step, changed further by later ones
+    assert len(examples) > 10
+    assert [(w, s, ev.porter_stem(w)) for w, s in examples if w not in one_step and ev.porter_stem(w) != s] == []
+
+
+def test_rouge_is_that_of_rouge_score():
+    cases = golden("rouge_cases.json")
+    assert len(cases) == 400
+    assert sum(case["expected"]["rougeL"] != case["expected"]["rougeLsum"] for case in cases) > 50    # the union LCS is at work
+    for case in cases:
+        check_rouge(case)
+
+
+def test_rouge_takes_each_metric_from_its_own_best_reference_and_the_first_of_equals():
+    found = ev.rouge("a b x c d", ["a b c d e f", "c d x a b"])
+    assert found["rouge1"] == (1, 1, 1)                        # the second reference
+    assert found["rougeL"] == pytest.approx((4 / 5, 4 / 6, 8 / 11))    # the first
+    assert ev.rouge("a b", ["a", "a b c d"])["rouge1"] == pytest.approx((0.5, 1, 2 / 3))   # both 2/3: the first wins
+    assert ev.rouge("a b", "a") == ev.rouge("a b", ["a"])
+    with pytest.raises(ValueError, match="at least one reference"):
+        ev.rouge("a", [])
+
+
+def test_only_words_of_four_letters_and_more_are_stemmed():
+    assert ev.rouge_tokens("His dog WAS lying; ties, café!") == ["his", "dog", "was", "lie", "tie", "caf"]
+    assert ev.rouge_tokens("Ties", stem=False) == ["ties"]
+    assert ev.porter_stem("was") == "wa" and ev.rouge("was", "wa")["rouge1"] == (0, 0, 0)
+
+
+def test_lcs_length_is_that_of_the_textbook_table():
+    rng = random.Random(0)
+    for _ in range(300):
+        a, b = (rng.choices("abcde", k=rng.randint(0, 90)) for _ in range(2))
+        table = np.zeros((len(a) + 1, len(b) + 1), dtype=int)
+        for i, x in enumerate(a, 1):
+            for j, y in enumerate(b, 1):
+                table[i, j] = table[i - 1, j - 1] + 1 if x == y else max(table[i - 1, j], table[i, j - 1])
+        assert ev._lcs_length(a, b) == table[-1, -1]
+
+
+def test_bleu_is_that_of_sacrebleu():
+    cases = golden("bleu_cases.json")
+    assert len(cases) == 200 and sum(case["expected"] > 0 for case in cases) > 100
+    for case in cases:
+        assert ev.bleu(case["preds"], case["refs"]) == pytest.approx(case["expected"], abs=1e-6), case
+
+
+def test_bleu_by_hand_and_its_errors():
+    # 4, 2, 0, 0 matches of 5, 4, 3, 2; the empty orders count 1/2 and 1/4; as long as the reference
+    expected = 100 * (4 / 5 * 2 / 4 * (1 / 2) / 3 * (1 / 4) / 2) ** 0.25
+    assert ev.bleu(["the cat sat the mat"], [["the cat on the mat"]]) == pytest.approx(expected)
+    assert ev.bleu(["the cat sat the mat"], ["the cat on the mat"]) == pytest.approx(expected)
+    assert ev.bleu(["a b c d"], [["a b c d e f g h", "x y"]]) == pytest.approx(100)    # the closer length, of two the shorter
+    for wrong in (([], []), (["a"], []), (["a"], [[]])):
+        with pytest.raises(ValueError, match="reference"):
+            ev.bleu(*wrong)
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+def rows(*labels, explanations=("because it is so", "it is so"), kinds=()):
+    """Examples 0, 1, ... with these gold labels, two rows to a premise."""
+    kinds = kinds or [""] * len(labels)
+    return [Example(str(i), f"premise {i // 2}", f"it is number {i}", label, explanations, (), kind)
+            for i, (label, kind) in enumerate(zip(labels, kinds, strict=True))]
+
+
+def said(*labels, rationale="because it is so"):
+    return [{"id": str(i), "label": label, "rationale": rationale} for i, label in enumerate(labels)]
+
+
+def test_label_metrics_by_hand():
+    found = ev.label_metrics([E, E, E, N, N, C], [E, E, N, N, None, "maybe"])
+    assert found["accuracy"] == 3 / 6                          # an answer without a label stays in the denominator
+    assert found["valid"] == 4 / 6
+    assert found["labels"][E] == pytest.approx({"precision": 1, "recall": 2 / 3, "f1": 4 / 5, "rows": 3})
+    assert found["labels"][N] == pytest.approx({"precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "rows": 2})
+    assert found["labels"][C] == {"precision": 0, "recall": 0, "f1": 0, "rows": 1}
+    assert found["macro_f1"] == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
+    assert found["confusion"] == {E: {E: 2, N: 1, C: 0, "none": 0}, N: {E: 0, N: 1, C: 0, "none": 1}, C: {E: 0, N: 0, C: 0, "none": 1}}
+    assert ev.label_metrics([E, N], [E, N])["macro_f1"] == 1   # a label that no row has does not lower the mean
+
+
+def test_the_interval_is_of_clusters_and_seeded():
+    rng = np.random.default_rng(0)
+    by_cluster = rng.random(300) < 0.7
+    values, clusters = np.repeat(by_cluster, 3), np.repeat([f"p{i}" for i in range(300)], 3)
+    low, high = ev.bootstrap_interval(values, clusters)
+    width = 2 * 1.96 * np.sqrt(by_cluster.mean() * (1 - by_cluster.mean()) / 300)      # the rows of a premise agree: 300 draws, not 900
+    assert high - low == pytest.approx(width, rel=0.1)
+    assert (low + high) / 2 == pytest.approx(by_cluster.mean(), abs=0.01)
+    assert ev.bootstrap_interval(values, clusters) == (low, high) != ev.bootstrap_interval(values, clusters, seed=1)
+    single = ev.bootstrap_interval(values, np.arange(900))
+    assert (single[1] - single[0]) * np.sqrt(3) == pytest.approx(high - low, rel=0.1)
+
+
+def test_evaluate_counts_what_it_cannot_parse_and_leaves_out_only_rows_without_gold():
+    found = ev.evaluate(rows(E, N, C, None, kinds=("x", "y", "x", "x")), said(E, None, N, E))
+    assert (found["rows"], found["unlabelled"], found["premises"]) == (3, 1, 2)
+    assert found["accuracy"] == pytest.approx(1 / 3) and found["valid"] == pytest.approx(2 / 3)
+    assert found["unparseable"] == ["1"]
+    assert found["kinds"] == {"x": {"rows": 2, "accuracy": 0.5}, "y": {"rows": 1, "accuracy": 0}}
+    assert found["reasons"]["rows"] == 3 and found["reasons"]["references"] == "2" and found["reasons"]["stemming"] is True
+    assert found["reasons"]["rouge1"]["f"] == 1 and found["reasons"]["bleu"] == pytest.approx(100)
+    assert ev.evaluate(rows(E, N), said(E, N))["kinds"] == {}
+    json.dumps(found)
+    assert found == ev.evaluate(rows(E, N, C, None, kinds=("x", "y", "x", "x")), said(E, None, N, E)[::-1])    # found by id
+
+
+def test_reasons_are_plain_means_and_missing_where_nothing_was_written():
+    examples = rows(E, N, C, C)
+    examples[3] = Example("3", "p", "h", C)                    # nobody explained this one
+    predictions = said(E, N, C, C)
+    predictions[1]["rationale"], predictions[2]["rationale"] = "", "it is so, is it not"
+    found = ev.evaluate(examples, predictions)["reasons"]
+    each = [ev.rouge(p["rationale"], ["because it is so", "it is so"])["rougeL"] for p in predictions[:3]]
+    assert found["rows"] == 3
+    assert found["rougeL"]["f"] == pytest.approx(sum(scores[2] for scores in each) / 3)        # the empty reason counts as 0
+    assert found["rougeL"]["precision"] == pytest.approx(sum(scores[0] for scores in each) / 3)
+    assert found["rougeL"]["interval"][0] <= found["rougeL"]["f"] <= found["rougeL"]["interval"][1]
+    assert ev.evaluate(examples, said(E, N, C, C, rationale=""))["reasons"] is None
+    assert ev.evaluate(rows(E, N, explanations=()), said(E, N))["reasons"] is None
+
+
+@pytest.mark.parametrize("examples, predictions, message", [
+    (rows(E, N), said(E), "1 rows of the data have no prediction.*'1'"),
+    (rows(E), said(E, N), "1 predictions are for no row of the data.*'1'"),
+    (rows(E), said(E) + said(E), "1 predictions share their id"),
+    (rows(E) + rows(E), said(E), "1 rows of the data share their id"),
+    (rows(None), said(E), "no row of the data has a gold label"),
+])
+def test_what_does_not_fit_together_is_an_error(examples, predictions, message):
+    with pytest.raises(DataError, match=message):
+        ev.evaluate(examples, predictions)
+
+
+def test_baselines():
+    examples = rows(E, E, N, None)
+    found = ev.reference_baselines(examples)
+    assert found["majority class (entailment)"]["accuracy"] == pytest.approx(2 / 3)
+    copy = [ev.rouge(e.hypothesis, e.explanations)["rouge1"][2] for e in examples[:3]]
+    assert found["copy the hypothesis"]["reasons"]["rouge1"]["f"] == pytest.approx(np.mean(copy))
+    human = found["human, against the others"]["reasons"]
+    assert human["references"] == "1" and human["rouge1"]["f"] == pytest.approx(ev.rouge("because it is so", "it is so")["rouge1"][2])
+    assert found["template of the gold label"]["reasons"]["rows"] == 3
+    reasons = {ev.template_reason(Example("0", "A man runs. ", "He moves.", label)) for label in LABELS}
+    assert len(reasons) == 3 and all("man runs" in r and "he moves" in r and ".." not in r for r in reasons)
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+class Oracle:
+    """In place of Apprentice: right but for every third row, and not to be parsed on the first; what it writes would break a page."""
+
+    run = {"settings": {"data": "toy", "name": "<i>"}}
+
+    @classmethod
+    def load(cls, run_dir, device="cpu"):
+        return cls()
+
+    def answer(self, pairs, batch_size, num_beams, progress):
+        from apprentice import Answer
+        gold = {(e.premise, e.hypothesis): e for e in read_examples("toy", split="test")}
+        found = [Answer(gold[pair].label if i % 3 else E, "<script>x</script> " + gold[pair].explanations[0], "raw")
+                 for i, pair in enumerate(pairs)]
+        found[0] = Answer(None, "", "</article><script>y</script>")
+        return found
+
+
+def test_a_run_gets_its_figures_predictions_picture_and_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ev, "Apprentice", Oracle)
+    run = tmp_path / "run & <b>one"
+    run.mkdir()
+    (tmp_path / "two").mkdir()
+    ev.main([str(run), str(tmp_path / "two"), "--limit=60", "--seed=3"])
+    printed = capsys.readouterr().out
+    for text in ("60 rows (a sample, seed 3) of toy, split test", "copy the hypothesis", "3 references", "report.html"):
+        assert text in printed
+    result = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 60 == result["rows"] and (result["limit"], result["seed"], result["split"]) == (60, 3, "test")
+    assert {"id", "label", "rationale", "gold_label", "references", "premise", "hypothesis", "kind"} <= set(lines[0])
+    assert result["accuracy"] == sum(line["label"] == line["gold_label"] for line in lines) / 60
+    assert result["unparseable"] == [lines[0]["id"]]
+    assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;y&lt;/script&gt;" in page and "run &amp; &lt;b&gt;one" in page
+    assert set(re.findall(r'(?:src|href)="?([^\s">]{5})', page)) == {"data:"}      # nothing from outside
+    assert page.count("<article>") == 10 + 10 + 1 and "Kind by kind" in page and "&lt;i&gt;" in page
+
+    # the same predictions scored from the file give the same figures, and need no --split
+    (tmp_path / "p.jsonl").write_text((run / "predictions.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    ev.main([str(tmp_path / "p.jsonl"), "--data=toy", "--limit=60", "--seed=3"])
+    again = json.loads((tmp_path / "p.eval.json").read_text(encoding="utf-8"))
+    assert {**again, "run": ""} == {**result, "run": ""}
+    assert (tmp_path / "p.report.html").is_file()
+
+
+def test_a_predictions_file_for_all_rows_of_a_file(tmp_path, capsys):
+    examples = rows(*(LABELS[i % 3] for i in range(40)))
+    with open(tmp_path / "data.jsonl", "w", encoding="utf-8") as file:
+        for e in examples:
+            row = {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "explanations": e.explanations}
+            file.write(json.dumps(row) + "\n")
+    answers = tmp_path / "mine.jsonl"
+    answers.write_text("".join(json.dumps({"id": int(e.id), "label": e.label, "rationale": "so\u2028so"}, ensure_ascii=False) + "\n"
+                               for e in examples), encoding="utf-8")
+    ev.main([str(answers), f"--data={tmp_path / 'data.jsonl'}"])
+    result = json.loads((tmp_path / "mine.eval.json").read_text(encoding="utf-8"))
+    assert (result["rows"], result["accuracy"], result["split"]) == (40, 1, "all")
+    ev.main([str(answers), f"--data={tmp_path / 'data.jsonl'}", "--limit=7"])
+    assert json.loads((tmp_path / "mine.eval.json").read_text(encoding="utf-8"))["rows"] == 7
+    assert "7 rows (a sample, seed 0)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"id": "0"}', "line 1.*label"), ("no json", "line 1"), ('[1]', "line 1"),
+    ('{"id": "0", "label": 2, "rationale": ""}', "line 1: label 2"),
+    ('{"id": "0", "label": null, "rationale": ["a"]}', "line 1")])
+def test_a_bad_line_of_predictions_is_named(tmp_path, line, message):
+    (tmp_path / "p.jsonl").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        ev.read_predictions(tmp_path / "p.jsonl")
+
+
+def test_bad_command_lines_are_one_line_and_status_2(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"id": "nobody", "label": null, "rationale": ""}\n', encoding="utf-8")
+    for arguments, message in ((["out/none"], "out/none is neither"), ([f"{tmp_path}/p.jsonl"], "--data="),
+                               ([f"{tmp_path}/p.jsonl", "--data=toy", "--limit=-1"], "--limit=-1"),
+                               ([f"{tmp_path}/p.jsonl", "--data=toy"], "'nobody'"), ([str(tmp_path), "--limt=3"], "--limt"),
+                               (["--limit=3"], "name a run")):
+        with pytest.raises((DataError, SystemExit), match=re.escape(message)):
+            ev.main(arguments)
+    done = subprocess.run([sys.executable, "evaluate.py", "out/none"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_help_is_the_docstring(capsys):
+    ev.main(["--help"])
+    assert capsys.readouterr().out.strip() == ev.__doc__.strip()
+
+
+# --- real data --------------------------------------------------------------------------------------------------------
+
+@real
+def test_real_rouge_cases():
+    cases = json.loads((Path(REAL) / "peers/rouge_cases.json").read_text(encoding="utf-8"))
+    assert len(cases) >= 12
+    for case in cases:
+        check_rouge(case)
+
+
+@real
+def test_the_whole_development_split_is_scored_in_time():
+    folder = Path(REAL) / "data/esnli"
+    with open(folder / "esnli_dev.csv", encoding="utf-8", newline="") as file:
+        gold = {row["pairID"]: row for row in csv.DictReader(file)}
+    written = [json.loads(line) for line in open(folder / "gpt2m_rationales_dev.jsonl", encoding="utf-8")]
+    references = [[gold[row["id"]][f"Explanation_{k}"] for k in (1, 2, 3)] for row in written]
+    predictions = [row[gold[row["id"]]["gold_label"]] for row in written]
+    started = time.perf_counter()
+    means = np.mean([[ev.rouge(p, r)[kind][2] for kind in ev.ROUGE_KINDS] for p, r in zip(predictions, references, strict=True)], axis=0)
+    score = ev.bleu(predictions, references)
+    assert time.perf_counter() - started < 60
+    assert score == pytest.approx(40.45334296597, abs=1e-4)    # sacrebleu 2.6.0
+    assert means == pytest.approx([0.62879087, 0.41251527, 0.56957744, 0.56957744], abs=1e-6)     # rouge-score 0.1.2
