@@ -259,7 +259,7 @@ class Apprentice:
         tasks = TASKS.get(self.format, (self.format,))
         with tqdm(total=len(pairs) * len(tasks), desc="answering", unit="text", disable=not progress) as bar:
             for task in tasks:
-                for i, text in self.write([FORMATS[task]] * len(pairs), examples, batch_size, num_beams, bar):
+                for i, text in self.write(FORMATS[task], examples, batch_size, num_beams, bar):
                     texts[i].append(text)
                     label, rationale = FORMATS[task].parse(text)
                     if "label" in FORMATS[task].parts:
@@ -268,14 +268,15 @@ class Apprentice:
                         rationales[i] = rationale
         return [Answer(a, b, "\n".join(c)) for a, b, c in zip(labels, rationales, texts, strict=True)]
 
-    def write(self, formats, examples, batch_size, num_beams, bar):
+    def write(self, format, examples, batch_size, num_beams, bar):
         """Yields (row, text written for it), the longest sources first, so that memory that suffices once suffices to the end."""
-        rows = [encode_example(self.tokenizer, f, e, max_source=self.max_source, max_target=self.max_target) for f, e in zip(formats, examples, strict=True)]
+        rows = [encode_example(self.tokenizer, format, e, 0, self.max_source, self.max_target) for e in examples]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
         for start in range(0, len(order), batch_size):
             here = order[start : start + batch_size]
             batch = collate([rows[i] for i in here]).to(self.model.shared.weight.device)
-            for i, ids in zip(here, generate(self.model, batch.source, batch.source_mask, max_new_tokens=self.max_target, num_beams=num_beams), strict=True):
+            written = generate(self.model, batch.source, batch.source_mask, max_new_tokens=self.max_target, num_beams=num_beams)
+            for i, ids in zip(here, written, strict=True):
                 yield i, self.tokenizer.decode(ids)
             bar.update(len(here))
 
