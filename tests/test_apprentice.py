@@ -1,0 +1,123 @@
+"""apprentice.py: decoding against transformers' (golden), against itself without a cache, and the command."""
+import json
+import math
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from golden.model_make import SEARCHES, inputs, weights_of
+
+from apprentice import Apprentice, generate
+from data import Tokenizer, train_vocabulary
+from model import SIZES, T5, T5Config, hugging_face_names, load_weights, write_safetensors
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = json.loads((ROOT / "tests/golden/model_t5.json").read_text())
+
+
+def unfilled(row):
+    """Without the zeros that fill the end of transformers' rows."""
+    return row if not row or row[-1] else unfilled(row[:-1])
+
+
+def golden_model(case):
+    net = T5(T5Config(**case["config"]))
+    shapes = {}
+    for ours, theirs in hugging_face_names(net.config).items():
+        for name, part in zip(theirs, net.get_parameter(ours).chunk(len(theirs)), strict=True):
+            shapes[name] = part.shape
+    load_weights(net, weights_of(shapes), "golden")
+    return net.eval()
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=["v1.1", "v1.0"])
+def test_logits_and_tokens_are_those_of_transformers(case):
+    net, (source, mask, target) = golden_model(case), inputs()
+    torch.testing.assert_close(net(source, target, mask), torch.tensor(case["logits"]), atol=2e-5, rtol=1e-5)
+    for search, want in zip(SEARCHES, case["written"], strict=False):
+        got = generate(net, source, mask, max_new_tokens=12, **search)
+        assert [unfilled(row) for row in got] == [unfilled(row) for row in want], search
+    torch.manual_seed(3)
+    assert generate(net, source, mask, max_new_tokens=12, do_sample=True, temperature=0.8, top_k=9, top_p=0.9) == case["written"][-1]
+
+
+def test_cached_greedy_is_uncached_and_a_row_alone_is_its_row_in_a_batch():
+    net, (source, mask, _) = golden_model(GOLDEN[0]), inputs()
+    rows = generate(net, source, mask, max_new_tokens=10)
+    for i, row in enumerate(rows):
+        alone = source[i : i + 1, : int(mask[i].sum())]
+        assert generate(net, alone, max_new_tokens=10) == [row]
+        ids = [0]
+        while len(ids) < 11 and (token := int(net(alone, torch.tensor([ids]))[0, -1].argmax())) != 1:
+            ids.append(token)
+        assert ids[1:] == row
+
+
+def test_beams_as_wide_as_the_tree_find_the_best_sequence():
+    """With 4 words and 3 steps every sequence can be listed; a beam that holds them all must return the likeliest, by brute force."""
+    torch.manual_seed(0)
+    net = T5(T5Config(vocab_size=4, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu",
+                      tie_word_embeddings=False)).eval()  # fmt: skip
+    source, best = torch.tensor([[2, 3, 1]]), (-math.inf, None)
+    for i in range(4**3):
+        ids = [i // 16, i // 4 % 4, i % 4]
+        ids = ids[: ids.index(1) + 1] if 1 in ids else ids
+        logp = net(source, torch.tensor([[0, *ids[:-1]]]))[0].log_softmax(-1)
+        best = max(best, (sum(logp[t, x].item() for t, x in enumerate(ids)) / len(ids), [x for x in ids if x != 1]))
+    assert generate(net, source, max_new_tokens=3, num_beams=16, early_stopping="never") == [best[1]]
+
+
+def test_sampling_follows_the_distribution_and_its_cuts():
+    net, (source, mask, _) = golden_model(GOLDEN[0]), inputs()
+    p = net(source[:1], torch.zeros(1, 1, dtype=torch.long), mask[:1])[0, 0].softmax(-1)
+    rows = generate(net, source[:1], mask[:1], max_new_tokens=1, do_sample=True, num_return_sequences=20000, generator=torch.Generator().manual_seed(0))
+    counts = torch.zeros(40).index_add_(0, torch.tensor([(row or [1])[0] for row in rows]), torch.ones(20000)) / 20000
+    assert (counts - p).abs().max() < 0.015
+    top = set(p.topk(3).indices.tolist())
+    rows = generate(net, source[:1], mask[:1], max_new_tokens=1, do_sample=True, top_k=3, num_return_sequences=500)
+    assert {(row or [1])[0] for row in rows} == top
+
+
+def test_illegal_searches_say_so():
+    net, (source, mask, _) = golden_model(GOLDEN[0]), inputs()
+    for kw in (dict(num_beams=0), dict(num_return_sequences=2), dict(do_sample=True, num_beams=2), dict(top_p=0.0)):
+        with pytest.raises(ValueError, match="generate: "):
+            generate(net, source, mask, **kw)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train_vocabulary(["a dog runs in the park. a cat sleeps at home near the tree"] * 9, folder / "spiece.model", 60)
+    torch.manual_seed(0)
+    config = SIZES["nano"]
+    T5(T5Config(**{**vars(config), "vocab_size": Tokenizer(folder / "spiece.model").vocab_size})).save_pretrained(folder)
+    (folder / "run.json").write_text(json.dumps({"settings": {"format": "multitask", "max_target": 8, "max_source": 64}}))
+    return folder
+
+
+def test_answers_keep_their_order_and_do_not_hang_on_the_batch(run):
+    apprentice = Apprentice.load(run)
+    pairs = [("a dog " * n, "a cat sleeps.") for n in (3, 9, 1, 5)]
+    together = apprentice.answer(pairs, batch_size=4)
+    assert [a.text for a in together] == [apprentice.answer([p])[0].text for p in pairs]
+
+
+def ask(*args, stdin=None):
+    return subprocess.run([sys.executable, "apprentice.py", *map(str, args)], cwd=ROOT, input=stdin, capture_output=True, text=True)
+
+
+def test_the_command_answers_and_speaks_json(run):
+    done = ask(run, "a dog runs.", "a cat sleeps.", "--json")
+    assert done.returncode == 0 and set(json.loads(done.stdout)) == {"premise", "hypothesis", "label", "rationale", "text"}
+    done = ask(run, "--json", stdin="a dog runs.\na cat sleeps.\na dog runs.\nno dog.\n")
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_bad_input_is_one_line_and_status_2(run, tmp_path):
+    write_safetensors(tmp_path / "model.safetensors", {})
+    for args in (["nowhere"], [run, "one"], [run, "--jsn"], [tmp_path, "a", "b"], [run, "a", "b", "--num_beams=x"]):
+        done = ask(*args)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
