@@ -547,9 +547,11 @@ def download(url, path, tries=5):
             return super().redirect_request(request, fp, code, msg, headers, url)
 
     opener = urllib.request.build_opener(Redirects)
-    for attempt in range(tries):
-        time.sleep(attempt)
+    failures = furthest = 0
+    while failures < tries:  # in a row: a try that came further than all before it begins the count anew
+        time.sleep(failures)
         done = part.stat().st_size if part.exists() else 0
+        failures, furthest = (0 if done > furthest else failures) + 1, max(done, furthest)
         try:
             request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
             with opener.open(request, timeout=30) as reply:

@@ -6,6 +6,7 @@ import struct
 import pytest
 import torch
 import torch.nn.functional as F
+from hub import Hub
 
 import model as m
 from model import T5, CheckpointError, T5Config
@@ -111,3 +112,63 @@ def test_config_errors_name_file_and_value(tmp_path):
         T5.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no folder here and no hub name"):
         T5.from_pretrained(tmp_path / "none")
+
+
+@pytest.fixture
+def hub_folder(tmp_path, monkeypatch):
+    small().save_pretrained(tmp_path / "origin")
+    (tmp_path / "origin" / "spiece.model").write_bytes(b"pieces" * 50)
+    monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(m.time, "sleep", lambda seconds: None)
+    return tmp_path / "origin"
+
+
+@pytest.mark.parametrize("how", [{}, {"cut": 9000}, {"cut": 9000, "ranges": False}], ids=["well", "cut", "cut, no ranges"])
+def test_a_hub_name_is_downloaded_once(hub_folder, monkeypatch, how):
+    with Hub({"google/tiny": hub_folder}, **how) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        if how.get("ranges") is False:  # it never comes further than the cut
+            with pytest.raises(CheckpointError, match="cut after 9000 of"):
+                T5.from_pretrained("google/tiny")
+            return
+        net = T5.from_pretrained("google/tiny")
+        assert torch.equal(net.shared.weight, T5.from_pretrained(hub_folder).shared.weight)
+        assert any(r for _, r in hub.asked) == bool(how)  # a cut file is gone on with, not begun again
+        count = len(hub.asked)
+        T5.from_pretrained("google/tiny")
+        assert len(hub.asked) == count
+        assert not list(m.cache_folder().rglob("*.part"))
+
+
+def test_a_part_that_lies_here_is_gone_on_with_or_replaced(hub_folder, monkeypatch):
+    folder = m.cache_folder() / "google--tiny"
+    folder.mkdir(parents=True)
+    whole = (hub_folder / "model.safetensors").read_bytes()
+    with Hub({"google/tiny": hub_folder}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        for part, asked in ((whole[:1000], "bytes=1000-"), (whole + b"more", f"bytes={len(whole) + 4}-")):
+            (folder / "model.safetensors.part").write_bytes(part)
+            T5.from_pretrained("google/tiny")
+            assert asked in [r for _, r in hub.asked] and (folder / "model.safetensors").read_bytes() == whole
+            (folder / "model.safetensors").unlink()
+
+
+def test_wrong_sums_unknown_names_and_no_network_are_told(hub_folder, monkeypatch):
+    with Hub({"google/tiny": hub_folder}, wrong=True) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with pytest.raises(CheckpointError, match="sha256"):
+            T5.from_pretrained("google/tiny")
+        assert not [f for f in m.cache_folder().rglob("*") if f.is_file()]
+        with pytest.raises(CheckpointError, match="check the name"):
+            T5.from_pretrained("google/none")
+    with pytest.raises(CheckpointError, match="put config.json, spiece.model and model.safetensors of google/tiny into .* by hand"):
+        T5.from_pretrained("google/tiny")
+
+
+def test_the_command_prints_parts_that_add_up(tmp_path, capsys):
+    net = small()
+    net.save_pretrained(tmp_path)
+    m.main([str(tmp_path)])
+    assert f"{sum(p.numel() for p in net.parameters()):,}" in capsys.readouterr().out
+    m.main(["small"])
+    assert "76,961,152" in capsys.readouterr().out  # FLAN-T5-small's parameters, as its model card's file has them
