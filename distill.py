@@ -1,6 +1,6 @@
 """Teach a small T5 to answer and explain like a larger one.
 
-    python distill.py                            configs/tiny.py: teacher, students and a table, with no download   (5 minutes, 2 cores)
+    python distill.py                            configs/tiny.py: teacher, students and a table, with no download   (minutes, 2 cores)
     python distill.py configs/small.py           FLAN-T5-small taught by FLAN-T5-large on e-SNLI                    (hours, one GPU)
     python distill.py configs/scratch.py --data=FILE     a T5 from random weights on a CSV of e-SNLI
     python distill.py CONFIG.py … --lr=3e-4 --seed=1,2,3     later words win; values with commas train every combination
@@ -493,7 +493,8 @@ def table(results, path):
         axes.errorbar(r["parameters"], 100 * r["accuracy"], [[100 * (r["accuracy"] - low)], [100 * (high - r["accuracy"])]], fmt="o", capsize=3, label=name)
     axes.axhline(100 * majority["accuracy"], color="grey", linestyle=":", label="majority class")
     axes.set(xscale="log", xlabel="parameters", ylabel="accuracy on test rows, %")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
+    axes.set_ylim(0, 105)
     figure.savefig(path)
     print(f"wrote {path}")
 

@@ -1,4 +1,4 @@
-"""The whole method in five minutes on two cores, with no download: a teacher that knows the toy world, and three students of a
+"""The whole method in minutes on two cores, with no download: a teacher that knows the toy world, and three students of a
 quarter of its size or less, who may see the labels of 2,000 rows. The distilled one also hears what the teacher says of the rest."""
 student = "nano"
 teacher = "configs/tiny_teacher.py"
@@ -7,7 +7,7 @@ format = "rationale_then_label"  # reason first: the label can lean on it, and o
 labelled_rows = 2000
 teacher_writes = True
 kd_weight = 1.0
-lr = 3e-3  # a small network bears a high rate; the baselines did not gain from a lower one
+lr = 3e-3  # a small network bears a higher rate than its teacher
 max_steps = 1000
 eval_every = 200
 save_every = 200
