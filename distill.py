@@ -9,7 +9,7 @@
 Read in order: the settings, the losses, `Trainer.step` (one update), `train` (one run), `main` (teacher, students, table).
 A run stops and goes on at any moment: the same command continues from its last checkpoint, on a CPU to the same bits.
 Losses: labels and reasons are two means (Hsieh et al. 2023, "Distilling step-by-step"), the teacher's logits a third
-(Hinton et al. 2015). Read next: evaluate.py (what the student kept), bench.py (what it costs).
+(Hinton et al. 2015). Read next: evaluate.py (what the student kept).
 """
 
 import difflib
