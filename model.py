@@ -99,9 +99,10 @@ def _flan(d_model, d_ff, num_layers, num_heads, **other):
     )  # fmt: skip
 
 
+# The two for the toy world have no dropout: with 0.1 the teacher was right on 80% of unseen rows after 1,000 steps, without on all but a few.
 SIZES = {
-    "nano": _flan(64, 96, 2, 4, d_kv=16),  # the student of configs/tiny.py
-    "micro": _flan(128, 256, 2, 4, d_kv=32),  # its teacher
+    "nano": _flan(64, 96, 2, 4, d_kv=16, dropout_rate=0.0),  # the student of configs/tiny.py
+    "micro": _flan(128, 256, 2, 4, d_kv=32, dropout_rate=0.0),  # its teacher
     "small": _flan(512, 1024, 8, 6),  # from here on the shapes of FLAN-T5
     "base": _flan(768, 2048, 12, 12),
     "large": _flan(1024, 2816, 24, 16),
