@@ -12,7 +12,7 @@ Answering takes nearly all of the time; to score the 9,842 rows of the e-SNLI de
 
 Rows whose answer names no label count as wrong and are listed. N-gram scores prove little by themselves: copying the hypothesis comes
 near a human's. So the baselines stand beside every figure. Shares and ROUGE are fractions in eval.json and percent in print; BLEU is
-0 to 100 in both. Read next: apprentice.py (how a run answers), data.py (what a row is), bench.py (what an answer costs).
+0 to 100 in both. Read next: apprentice.py (how a run answers), data.py (what a row is).
 """
 
 import base64
