@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import FORMATS, DataError, Example, Tokenizer, collate, encode_example
+from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_example
 from model import T5, CheckpointError, fetch
 
 EOS = 1
@@ -267,6 +267,33 @@ class Apprentice:
                     if "rationale" in FORMATS[task].parts:
                         rationales[i] = rationale
         return [Answer(a, b, "\n".join(c)) for a, b, c in zip(labels, rationales, texts, strict=True)]
+
+    @torch.inference_mode()
+    def score_labels(self, pairs, rationales=None, batch_size=32):
+        """Log-probabilities (N, 3) of LABELS for N pairs, normalised over the three: how sure the model is, and of what else.
+
+        A label's score is the sum over its own tokens, without </s>, in the format of the run. A model that reasons first scores
+        them behind `rationales` (N texts, "" for none), or behind those that it writes itself; the other formats do not use them."""
+        task = next(FORMATS[t] for t in TASKS.get(self.format, (self.format,)) if "label" in FORMATS[t].parts)
+        if task.parts[0] == "label":
+            rationales = [""] * len(pairs)
+        elif rationales is None:
+            rationales = [answer.rationale for answer in self.answer(pairs)]
+        examples = [Example(str(i), *pair, label, (reason,)) for i, (pair, reason) in enumerate(zip(pairs, rationales, strict=True))
+                    for label in LABELS]  # fmt: skip
+        rows = [encode_example(self.tokenizer, task, e, 0, self.max_source, 1024) for e in examples]  # a given reason is never cut
+        order, scores = sorted(range(len(pairs)), key=lambda i: -len(rows[3 * i][0])), torch.empty(len(pairs), 3)
+        for start in range(0, len(order), batch_size):
+            here = order[start : start + batch_size]
+            batch = collate([row for i in here for row in rows[3 * i : 3 * i + 3]]).to(self.model.shared.weight.device)
+            memory = self.model.encode(batch.source[::3], batch.source_mask[::3]).repeat_interleave(3, dim=0)
+            states = self.model.decode(T5.shift_right(batch.labels), memory, batch.source_mask)  # (3B, T, d)
+            wanted = batch.label_tokens & (batch.labels != EOS)
+            logits = F.linear(states[wanted], self.model.head).float()  # (tokens of labels, V)
+            found = -F.cross_entropy(logits, batch.labels[wanted], reduction="none")
+            sums = found.new_zeros(len(states)).index_add(0, wanted.nonzero()[:, 0], found)
+            scores[here] = sums.view(-1, 3).log_softmax(-1).cpu()
+        return scores
 
     def write(self, format, examples, batch_size, num_beams, bar):
         """Yields (row, text written for it), the longest sources first, so that memory that suffices once suffices to the end."""

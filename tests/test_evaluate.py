@@ -10,16 +10,20 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import evaluate as ev  # noqa: E402
-from data import LABELS, DataError, Example, read_examples  # noqa: E402
+from apprentice import Apprentice  # noqa: E402
+from data import FORMATS, LABELS, DataError, Example, Tokenizer, read_examples, toy_examples, train_vocabulary  # noqa: E402
+from model import SIZES, T5  # noqa: E402
 
 GOLDEN = Path(__file__).with_name("golden")
 REAL = os.environ.get("APPRENTICE_REAL")
@@ -194,6 +198,41 @@ def test_baselines():
     assert found["template of the gold label"]["reasons"]["rows"] == 3
     reasons = {ev.template_reason(Example("0", "A man runs. ", "He moves.", label)) for label in LABELS}
     assert len(reasons) == 3 and all("man runs" in r and "he moves" in r and ".." not in r for r in reasons)
+
+
+# --- the labels' probabilities -----------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random T5 with a vocabulary that breaks the options "yes", "no", ... into pieces, and toy rows."""
+    examples, path = toy_examples(200, split="test"), tmp_path_factory.mktemp("tiny") / "spiece.model"
+    train_vocabulary([text for e in examples for text in (e.premise, e.hypothesis, *e.explanations)], path, 200)
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(path)
+    return T5(replace(SIZES["nano"], vocab_size=tokenizer.vocab_size)).eval(), tokenizer, examples
+
+
+@pytest.mark.parametrize("format, before, words", [
+    ("multitask", "", LABELS), ("label_then_rationale", "", LABELS), ("rationale_then_label", "a dog is a cat. answer: ", LABELS),
+    ("instruction", "", ("yes", "it is not possible to tell", "no"))])
+def test_label_scores_are_those_of_one_label_at_a_time(tiny, format, before, words):
+    model, tokenizer, examples = tiny
+    pairs, apprentice = [(e.premise, e.hypothesis) for e in examples[:5]], Apprentice(model, tokenizer, format)
+    found = apprentice.score_labels(pairs, ["a dog is a cat."] * 5, batch_size=2)
+    for i, (premise, hypothesis) in enumerate(pairs):
+        task = FORMATS["predict" if format == "multitask" else format]
+        source = torch.tensor([tokenizer.encode(task.render(Example(str(i), premise, hypothesis, None))[0])])
+        sums = []
+        for word in words:
+            prefix, target = tokenizer.encode(before)[:-1], tokenizer.encode(before + word)[:-1]
+            with torch.no_grad():
+                scores = model(source, torch.tensor([[0, *target[:-1]]])).log_softmax(-1)[0]
+            sums.append(sum(float(scores[t, target[t]]) for t in range(len(prefix), len(target))))
+        assert found[i].tolist() == pytest.approx(torch.tensor(sums).log_softmax(0).tolist(), abs=1e-5)
+    if format == "rationale_then_label":
+        own = [answer.rationale for answer in apprentice.answer(pairs)]
+        assert torch.allclose(apprentice.score_labels(pairs), apprentice.score_labels(pairs, own), atol=1e-6)
+        assert not torch.allclose(found, apprentice.score_labels(pairs, [""] * 5), atol=1e-3)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
