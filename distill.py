@@ -25,9 +25,9 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +58,11 @@ class Config:
     label_weight: float = 1.0
     rationale_weight: float = 1.0
     kd_weight: float = 0.0  # above 0 needs a teacher with the same vocabulary
-    kd_loss: str = "forward_kl"  # forward_kl
+    kd_loss: str = "forward_kl"  # forward_kl | reverse_kl | jsd | skew_forward_kl | skew_reverse_kl | tvd | soft_ce: see KINDS below
+    kd_beta: float = 0.5  # of jsd: towards 0 nearer to forward, towards 1 to reverse KL
+    kd_skew: float = 0.1  # of the skewed divergences: the share mixed in
     temperature: float = 1.0  # of both softmaxes in the divergence; higher shows more of what the teacher thinks of wrong answers
+    label_smoothing: float = 0.0  # share of the cross-entropy's target that all words get alike
     # the optimiser
     lr: float = 1e-3  # peak; warmed up linearly, then decayed linearly to 0
     warmup_steps: int = 50
@@ -82,7 +85,7 @@ class Config:
     baselines: dict = field(default_factory=dict)  # {name: settings that differ}: runs trained beside this one, for the table
 
     def __post_init__(self):
-        legal = {"kd_loss": ("forward_kl",), "dtype": ("auto", "float32", "bfloat16"),
+        legal = {"kd_loss": tuple(KINDS), "dtype": ("auto", "float32", "bfloat16"),
                  "format": ("multitask", *(f for f in FORMATS if f != "explain"))}  # fmt: skip
         for key, values in legal.items():
             if getattr(self, key) not in values:
@@ -176,16 +179,141 @@ def read_settings(argv):
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 
+FLOOR = -1e9  # stands for a log-probability of -inf, and unlike it gives 0 times itself = 0
 
-def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", temperature=1.0):
-    """KL(teacher || student), both softened by the temperature, times temperature^2, which keeps its gradients' size (Hinton et al.
-    2015, arXiv 1503.02531, section 2). logits (..., V), mask (...) bool -> scalar: summed over V, mean over the mask's True tokens,
-    0 where there are none."""
-    if kind != "forward_kl":
-        raise ValueError(f"kind is {kind!r}; it can be forward_kl")
-    s = (student_logits[mask].float() / temperature).log_softmax(-1)  # (tokens, V)
-    t = (teacher_logits[mask].float() / temperature).log_softmax(-1)
-    return F.kl_div(s, t, log_target=True, reduction="sum") * temperature**2 / max(len(s), 1)
+
+class TopK(NamedTuple):
+    """What is kept of a teacher's logits: its k likeliest words, and one bucket with the mass of all others."""
+
+    log_probs: torch.Tensor  # (..., k + 1), softened by the temperature of the loss; the bucket is the last
+    ids: torch.Tensor  # (..., k)
+
+
+def top_k(logits, k, temperature=1.0):
+    """logits (..., V) -> TopK"""
+    log_probs = soften(logits, temperature)
+    kept, ids = log_probs.topk(k)
+    return TopK(torch.cat([kept, log_probs.scatter(-1, ids, FLOOR).logsumexp(-1, keepdim=True)], -1), ids)
+
+
+def soften(logits, temperature=1.0):
+    """log softmax(logits / temperature) over the last axis, in float32 at least."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits if temperature == 1 else logits / temperature).clamp(min=FLOOR).log_softmax(-1)
+
+
+def kl(p, q):
+    """KL(p || q) of log-probabilities (..., V) -> (...)"""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def mix(share, p, q):
+    """log(share e^p + (1 - share) e^q): by logaddexp, so that what underflows as a probability stays exact."""
+    return torch.logaddexp(p + math.log(share), q + math.log1p(-share))
+
+
+def jsd(s, t, beta):
+    """Generalised Jensen-Shannon divergence (Agarwal et al. 2024, arXiv 2306.13649, equation 1) as TRL writes it. It goes to 0 at both
+    ends of beta; AT the ends it jumps to forward KL (0) and reverse KL (1), of another size: don't sweep beta across them."""
+    if beta in (0, 1):
+        return kl(s, t) if beta else kl(t, s)
+    m = mix(beta, t, s)
+    return beta * kl(t, m) + (1 - beta) * kl(s, m)
+
+
+KINDS = {  # of log-probabilities s (student), t (teacher) (..., V) -> (...)
+    "forward_kl": lambda s, t, beta, skew: kl(t, s),  # Hinton et al. 2015, arXiv 1503.02531: covers all the teacher says
+    "reverse_kl": lambda s, t, beta, skew: kl(s, t),  # Gu et al. 2024 (MiniLLM), arXiv 2306.08543: seeks what the teacher says most
+    "jsd": lambda s, t, beta, skew: jsd(s, t, beta),  # between the two
+    "skew_forward_kl": lambda s, t, beta, skew: kl(t, mix(skew, t, s)),  # Ko et al. 2024 (DistiLLM), arXiv 2402.03898: bounded gradients
+    "skew_reverse_kl": lambda s, t, beta, skew: kl(s, mix(skew, s, t)),
+    "tvd": lambda s, t, beta, skew: (s.exp() - t.exp()).abs().sum(-1) / 2,  # Wen et al. 2023 (f-Distill), arXiv 2307.15190
+    "soft_ce": lambda s, t, beta, skew: -(t.exp() * s).sum(-1),  # forward KL + the teacher's entropy: the same gradients, never 0
+}
+
+
+def token_divergence(student_logits, teacher, kind="forward_kl", temperature=1.0, beta=0.5, skew=0.1):
+    """Divergence of a student from a teacher at each token. student_logits (..., V); teacher (..., V) logits, or TopK, against which
+    the student's other words fall into one bucket too -> (...), times temperature^2, which keeps the gradients' size (Hinton)."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; it can be {', '.join(KINDS)}")
+    if not 0 <= beta <= 1 or not 0 < skew < 1:
+        raise ValueError(f"beta is {beta}, from 0 to 1, and skew is {skew}, between 0 and 1")
+    s = soften(student_logits, temperature)
+    if isinstance(teacher, TopK):
+        t, ids = teacher
+        s = torch.cat([s.gather(-1, ids), s.scatter(-1, ids, FLOOR).logsumexp(-1, keepdim=True)], -1)
+    else:
+        t = soften(teacher, temperature)
+    return KINDS[kind](s, t, beta, skew) * temperature**2
+
+
+def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", temperature=1.0, **options):
+    """How far a student is from its teacher. logits (..., V), the teacher's perhaps TopK; mask (...) bool -> scalar: summed over V,
+    mean over the mask's True tokens, 0 where there are none. options: beta of jsd, skew of the skewed ones (the share mixed in)."""
+    teacher = TopK(*(x[mask] for x in teacher_logits)) if isinstance(teacher_logits, TopK) else teacher_logits[mask]
+    return token_divergence(student_logits[mask], teacher, kind, temperature, **options).sum() / mask.sum().clamp(min=1)
+
+
+class ChunkedHead(torch.autograd.Function):
+    """Losses over the logits F.linear(hidden, head), which are never held: with 32,128 words they outweigh all else in training. A chunk
+    of tokens at a time goes forward to its losses and at once back to its gradients. hidden (N, d), head (V, d);
+    losses(logits (C, V), slice of rows) -> P scalars, summed over the chunks -> (P,). weights: the P gradients that are awaited from
+    above (or any multiple of them); others are right too, and do the work a second time."""
+
+    @staticmethod
+    def forward(ctx, hidden, head, losses, weights):
+        device = hidden.device.type
+        ctx.losses, ctx.weights = losses, torch.tensor(weights, device=hidden.device)
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        ctx.save_for_backward(hidden, head)
+        sums, *ctx.grads = ChunkedHead.run(ctx, hidden, head, ctx.weights)
+        return sums
+
+    @staticmethod
+    def run(ctx, hidden, head, weights):
+        h, w, chunk = hidden.to(ctx.dtype), head.to(ctx.dtype), 128 if hidden.device.type == "cpu" else 1024  # tokens: 16 or 128 MB of logits
+        sums = torch.zeros(len(weights), device=h.device, dtype=torch.promote_types(ctx.dtype, torch.float32))
+        grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head) if ctx.needs_input_grad[1] else None
+        with torch.autocast(h.device.type, enabled=False), torch.enable_grad():
+            for start in range(0, len(h), chunk):
+                rows = slice(start, start + chunk)
+                logits = F.linear(h[rows], w).detach().requires_grad_()
+                found = torch.stack(ctx.losses(logits, rows))
+                (grad,) = torch.autograd.grad(found, logits, weights.to(found.dtype))
+                with torch.no_grad():
+                    sums += found
+                    grad_hidden[rows] = grad @ w
+                    if grad_head is not None and grad.dtype == head.dtype:
+                        grad_head.addmm_(grad.T, h[rows])
+                    elif grad_head is not None:
+                        grad_head += grad.T @ h[rows]  # summed in the head's own float32
+        return sums, grad_hidden, grad_head
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        scale = grad[0] / ctx.weights[0]
+        if not torch.allclose(scale * ctx.weights, grad.float(), rtol=1e-6, atol=0):
+            return *ChunkedHead.run(ctx, *ctx.saved_tensors, grad)[1:], None, None
+        return *(g if g is None or scale == 1 else g * scale for g in ctx.grads), None, None
+
+
+def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teacher_head, labels, kind="forward_kl", temperature=1.0,
+                             label_smoothing=0.0, weights=(1.0, 1.0), **options):  # fmt: skip
+    """Cross-entropy and divergence of the logits hidden @ head.T, a chunk of tokens at a time: never (N, V) numbers at once.
+    hidden (N, d), heads (V, d) (of a tied T5 the scale is in the hidden), labels (N,), -100 = ignore -> (cross_entropy, divergence), two
+    means over the labels, with gradients for the student's side. weights: what the two will be multiplied with; others cost a second pass."""
+    valid = labels != -100
+    hidden, teacher, labels = student_hidden[valid], teacher_hidden[valid].detach(), labels[valid]
+    count, words = max(len(labels), 1), min(len(student_head), len(teacher_head))
+
+    def losses(logits, rows):
+        ce = F.cross_entropy(logits.float(), labels[rows], reduction="sum", label_smoothing=label_smoothing)
+        taught = F.linear(teacher[rows], teacher_head[:words].detach())
+        return ce / count, token_divergence(logits[:, :words], taught, kind, temperature, **options).sum() / count
+
+    return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
 
 
 class Trainer:
@@ -194,17 +322,17 @@ class Trainer:
     def __init__(self, student, teachers, config, vocab_size=None):
         self.config, self.device, self.steps = config, config.torch_device, 0
         self.student = student.to(self.device).train()
-        self.teachers = [t.to(self.device).eval().requires_grad_(False) for t in teachers]
+        bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and str(self.device).startswith("cuda"))
+        self.autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=bf16)
+        self.teachers = [t.to(self.device, torch.bfloat16 if bf16 else None).eval().requires_grad_(False) for t in teachers]
         if config.kd_weight and not teachers:
             raise DataError(f"kd_weight is {config.kd_weight}, but there is no teacher to learn from")
         rows = [m.config.vocab_size for m in (student, *teachers)]
-        self.vocab_size = vocab_size or min(rows)  # rows of the heads behind it are padding: no word, and no part of the divergence
+        self.vocab_size = vocab_size or min(rows)  # rows of the heads behind it are padding: no word, and no part of any softmax
         decay = [p for p in student.parameters() if p.dim() > 1]
         other = [p for p in student.parameters() if p.dim() < 2]
         groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
-        bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and str(self.device).startswith("cuda"))
-        self.autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
     def learning_rate(self):
         """Linear warm-up to lr, then linear decay to 0 at max_steps."""
@@ -218,46 +346,51 @@ class Trainer:
         batch would; label and reason have means of their own, or the few tokens of the label would drown."""
         c = self.config
         batches = [batch.to(self.device) for batch in micro_batches]
-        parts = []  # for each batch the tokens of its label and of its reason, (B, T) bool
-        for batch in batches:
-            valid = batch.labels != -100
-            label = valid if batch.label_tokens is None else valid & batch.label_tokens
-            parts.append({"label": label, "rationale": valid & ~label})
-        counts = {part: sum(masks[part].sum() for masks in parts) for part in ("label", "rationale")}
-        present = {part: int(n) for part, n in counts.items() if n}
-        weights = {"label": c.label_weight, "rationale": c.rationale_weight}
-        sums = {name: torch.zeros((), device=self.device) for name in ("loss", "label", "rationale", "kd")}
-        self.optimizer.param_groups[0]["lr"] = self.optimizer.param_groups[1]["lr"] = self.learning_rate()
-        for batch, masks in zip(batches, parts, strict=True):
-            target = T5.shift_right(batch.labels)
-            with self.autocast:
-                logits = self.student(batch.source, target, batch.source_mask)  # (B, T, V)
-            with self.autocast, torch.inference_mode():
-                taught = [t(batch.source, target, batch.source_mask) for t in self.teachers] if c.kd_weight else []
-            loss = 0.0
-            for part, total in present.items():
-                mask, share = masks[part], masks[part].sum() / total
-                if not mask.any():
-                    continue
-                ce = F.cross_entropy(logits[mask].float(), batch.labels[mask], reduction="sum") / total
-                sums[part] += ce.detach()
-                loss = loss + weights[part] * ce
-                for other in taught:
-                    kd = distillation_loss(logits[..., : self.vocab_size], other[..., : self.vocab_size].clone(), mask, c.kd_loss, c.temperature)
-                    kd = kd * share / len(taught) / len(present)
-                    sums["kd"] += kd.detach()
-                    loss = loss + c.kd_weight * kd
-            if torch.is_tensor(loss):
-                loss.backward()
-                sums["loss"] += loss.detach()
+        valid = [batch.labels != -100 for batch in batches]  # (B, T); what is told of the N valid tokens of a batch is (N,)
+        is_label = [(torch.ones_like(v) if b.label_tokens is None else b.label_tokens)[v] for b, v in zip(batches, valid, strict=True)]
+        labels, reasons = sum(x.sum() for x in is_label), sum((~x).sum() for x in is_label)
+        parts = max(int(labels > 0) + int(reasons > 0), 1)
+        told = torch.zeros(4, device=self.device)  # loss, label, rationale, kd
+        lr = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for batch, v, label in zip(batches, valid, is_label, strict=True):
+            share = torch.where(label, 1 / labels, 1 / reasons)  # of a token in the mean of its part
+            told += self.backward(batch, v, label, share, parts)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), c.grad_clip)
         if not torch.isfinite(norm):
             raise DataError(f"step {self.steps + 1}: the gradient is not finite; try a lower lr than {c.lr}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
-        return {**{k: v.item() for k, v in sums.items()}, "grad_norm": norm.item(), "lr": self.optimizer.param_groups[0]["lr"],
-                "tokens": sum(int(b.source_mask.sum()) for b in batches) + sum(present.values())}  # fmt: skip
+        return {**dict(zip(("loss", "label", "rationale", "kd"), told.tolist(), strict=True)), "grad_norm": norm.item(),
+                "lr": lr, "tokens": sum(int(b.source_mask.sum()) for b in batches) + int(labels + reasons)}  # fmt: skip
+
+    def backward(self, batch, valid, is_label, share, parts):
+        """Gradients of one micro-batch -> loss, label, rationale, kd as one tensor. valid (B, T) bool; is_label, share (N,): of each valid
+        token, whether it belongs to the label and how much it counts in the mean of its part; parts: how many of the two parts there are."""
+        c, target, y = self.config, T5.shift_right(batch.labels), batch.labels[valid]
+        weight = share * torch.where(is_label, c.label_weight, c.rationale_weight)
+        with self.autocast:
+            hidden = self.student.decode(target, self.student.encode(batch.source, batch.source_mask), batch.source_mask)[valid]  # (N, d)
+        with torch.inference_mode():
+            taught = [t.decode(target, t.encode(batch.source, batch.source_mask), batch.source_mask)[valid] for t in self.teachers] if c.kd_weight else []
+        told = torch.zeros(2, len(y), device=self.device)  # cross-entropy and divergence of each token
+
+        def losses(logits, rows):
+            ce = F.cross_entropy(logits.float(), y[rows], reduction="none", label_smoothing=c.label_smoothing)
+            kd = torch.zeros_like(ce)
+            for t, states in zip(self.teachers, taught, strict=False):
+                words = F.linear(states[rows], t.head[: self.vocab_size])
+                kd = kd + token_divergence(logits, words, c.kd_loss, c.temperature, c.kd_beta, c.kd_skew) / len(taught)
+            told[0, rows], told[1, rows] = ce.detach(), kd.detach()
+            return [(ce * weight[rows]).sum() + c.kd_weight / parts * (kd * share[rows]).sum()]
+
+        with self.autocast:
+            loss = ChunkedHead.apply(hidden, self.student.head[: self.vocab_size], losses, (1.0,))
+        loss.sum().backward()
+        ce, kd = told * share
+        return torch.stack([loss.detach()[0], ce[is_label].sum(), ce[~is_label].sum(), kd.sum() / parts])
 
     def state_dict(self):
         """All that going on needs, in plain tensors and numbers."""

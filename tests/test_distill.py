@@ -12,9 +12,11 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from data import Batch, DataError
-from distill import Config, Trainer, cast, distillation_loss, read_settings
+from distill import KINDS, Config, Trainer, cast, distillation_loss, linear_distillation_loss, read_settings, top_k
 from model import T5, T5Config, read_safetensors
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -43,29 +45,116 @@ def rows_of(b, *which):
 SETTINGS = dict(device="cpu", kd_weight=0.7, label_weight=1.0, rationale_weight=0.5, temperature=2.0, lr=1e-2, max_steps=50, warmup_steps=0)
 
 
-def test_forward_kl_by_hand():
-    """Teacher (1/2, 1/4, 1/4), student (1/4, 1/2, 1/4): KL = 1/2 ln 2 - 1/4 ln 2 = ln 2 / 4."""
-    teacher, student = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.5, 0.25]]).log()
-    assert distillation_loss(student, teacher, torch.tensor([True])).item() == pytest.approx(math.log(2) / 4)
+LN2, LN3, TM, SM = math.log(2), math.log(3), 0.5 * math.log(8 / 5) + 0.25 * math.log(2 / 3), 0.125 * math.log(4 / 15) + 0.75 * math.log(3 / 2)
+HAND = {  # teacher (4, 2, 2) / 8, student (1, 6, 1) / 8, their middle (5, 8, 3) / 16; TM, SM: KL of teacher and student to the middle
+    "forward_kl": 1.25 * LN2 - 0.25 * LN3, "reverse_kl": 0.75 * LN3 - 0.375 * LN2, "jsd": (TM + SM) / 2,
+    "skew_forward_kl": TM, "skew_reverse_kl": SM, "tvd": 0.5, "soft_ce": 2.75 * LN2 - 0.25 * LN3}  # fmt: skip
 
 
-def test_forward_kl_brute_force_gradients_padding_and_extremes():
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_words_by_hand(kind):
+    teacher, student = torch.tensor([[4.0, 2, 2]]).log() + 5, torch.tensor([[1.0, 6, 1]]).log()
+    assert distillation_loss(student, teacher, torch.tensor([True]), kind, beta=0.5, skew=0.5).item() == pytest.approx(HAND[kind], rel=1e-5)
+
+
+def brute(kind, s, t, T, beta, skew):
+    """One token, from the definitions over plain probabilities."""
+    q, p = ([math.exp(x / T) / sum(math.exp(y / T) for y in xs) for x in xs] for xs in (s, t))
+    def kl(a, b):
+        return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
+    def mix(share, a, b):
+        return [share * x + (1 - share) * y for x, y in zip(a, b, strict=True)]
+    m = mix(beta, p, q)
+    return T**2 * {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m),
+                   "skew_forward_kl": kl(p, mix(skew, p, q)), "skew_reverse_kl": kl(q, mix(skew, q, p)),
+                   "tvd": 0.5 * sum(abs(x - y) for x, y in zip(p, q, strict=True)),
+                   "soft_ce": -sum(x * math.log(y) for x, y in zip(p, q, strict=True))}[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_is_its_definition_and_its_gradient_is_the_slope(kind):
     g = torch.Generator().manual_seed(0)
     s, t = torch.randn(2, 3, 5, generator=g, dtype=torch.float64), torch.randn(2, 3, 5, generator=g, dtype=torch.float64)
     mask = torch.tensor([[True, True, False], [True, False, False]])
-    want = 0.0
-    for b, i in mask.nonzero().tolist():
-        p = [math.exp(x / 2) for x in t[b, i].tolist()]
-        q = [math.exp(x / 2) for x in s[b, i].tolist()]
-        want += sum(x / sum(p) * math.log((x / sum(p)) / (y / sum(q))) for x, y in zip(p, q, strict=True)) * 4 / 3
-    assert distillation_loss(s, t, mask, temperature=2.0).item() == pytest.approx(want, rel=1e-5)
-    assert distillation_loss(t, t, mask).item() == pytest.approx(0, abs=1e-6)
-    assert distillation_loss(s, t, mask & False).item() == 0
-    wide = distillation_loss(F.pad(s, (0, 0, 0, 4)), F.pad(t, (0, 0, 0, 4)), F.pad(mask, (0, 4)), temperature=2.0)
-    assert wide.item() == pytest.approx(want, rel=1e-5)
-    x = (s.float() * 1e4).requires_grad_()
-    distillation_loss(x, -t.float() * 1e4, mask).backward()
-    assert x.grad.isfinite().all()
+    options = dict(kind=kind, temperature=2.0, beta=0.3, skew=0.2)
+    want = sum(brute(kind, s[b, i].tolist(), t[b, i].tolist(), 2.0, 0.3, 0.2) for b, i in mask.nonzero().tolist()) / 3
+    assert distillation_loss(s, t, mask, **options).item() == pytest.approx(want, rel=1e-10)
+    assert torch.autograd.gradcheck(lambda x: distillation_loss(x, t, mask, **options), s.clone().requires_grad_())
+    assert distillation_loss(s, t, mask & False, **options).item() == 0
+    if kind != "soft_ce":
+        assert distillation_loss(t, t, mask, **options).item() == pytest.approx(0, abs=1e-12)
+    padded = distillation_loss(F.pad(s, (0, 0, 0, 4), value=7.0), F.pad(t, (0, 0, 0, 4)), F.pad(mask, (0, 4)), **options)
+    twice = distillation_loss(s.repeat(2, 1, 1), t.repeat(2, 1, 1), mask.repeat(2, 1), **options)
+    assert padded.item() == pytest.approx(want, rel=1e-10) and twice.item() == pytest.approx(want, rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_and_infinite_logits_stay_finite(kind):
+    s = torch.tensor([[0.0, -1e4, 3.0], [1e4, 0.0, 0.0], [0.0, -math.inf, 1.0], [0.0, 1.0, 2.0]])
+    t = torch.tensor([[-1e4, 0.0, 3.0], [0.0, 1e4, 0.0], [0.0, -math.inf, 1.0], [-math.inf, 1.0, -math.inf]])
+    x = s.clone().requires_grad_()
+    loss = distillation_loss(x, t, torch.ones(4, dtype=torch.bool), kind)
+    loss.backward()
+    assert loss.isfinite() and x.grad.isfinite().all()
+
+
+def test_what_underflows_stays_exact():
+    far = torch.tensor([[0.0, -500.0]])
+    assert distillation_loss(far.flip(1), far, torch.tensor([True]), "forward_kl").item() == pytest.approx(500)
+    assert distillation_loss(far.flip(1), far, torch.tensor([True]), "skew_forward_kl", skew=0.1).item() == pytest.approx(math.log(10))
+    assert distillation_loss(far.flip(1), far, torch.tensor([True]), "jsd", beta=0.5).item() == pytest.approx(math.log(2))
+
+
+def test_jsd_jumps_at_its_ends_as_trl_writes_it():
+    s, t, mask = torch.randn(1, 9), torch.randn(1, 9), torch.tensor([True])
+    for beta, kind in ((0, "forward_kl"), (1, "reverse_kl")):
+        at, beside = (distillation_loss(s, t, mask, "jsd", beta=b).item() for b in (beta, abs(beta - 1e-4)))
+        assert at == distillation_loss(s, t, mask, kind).item() and beside < 0.01 * at
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_top_k_puts_the_rest_into_one_bucket(kind):
+    g = torch.Generator().manual_seed(1)
+    s, t, mask = torch.randn(1, 6, generator=g, dtype=torch.float64), torch.randn(1, 6, generator=g, dtype=torch.float64), torch.tensor([True])
+    dense = distillation_loss(s, t, mask, kind, 2.0).item()
+    assert distillation_loss(s, top_k(t, 5, 2.0), mask, kind, 2.0).item() == pytest.approx(dense)  # a bucket of one word loses nothing
+    best = t[0].topk(2).indices.tolist()
+    bucket = [[math.log(p) * 2 for p in (*(x[i] for i in best), sum(x[i] for i in range(6) if i not in best))]
+              for x in ((z[0] / 2).softmax(-1).tolist() for z in (s, t))]  # fmt: skip
+    assert distillation_loss(s, top_k(t, 2, 2.0), mask, kind, 2.0).item() == pytest.approx(brute(kind, *bucket, 2.0, 0.5, 0.1))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation makes."""
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("upstream, expected", [((1.0, 1.0), (1.0, 1.0)), ((0.3, 0.7), (1.0, 1.0)), ((0.3, 0.7), (0.6, 1.4)), ((0.0, 1.0), (1.0, 1.0))])
+def test_the_linear_loss_equals_the_plain_one_and_never_holds_all_logits(kind, upstream, expected):
+    g = torch.Generator().manual_seed(0)
+    N, V = 300, 50  # more than two chunks
+    h, w, ht, wt = (torch.randn(*shape, generator=g) for shape in ((N, 8), (V, 8), (N, 12), (V - 3, 12)))
+    labels = torch.randint(0, V, (N,), generator=g).masked_fill(torch.rand(N, generator=g) < 0.1, -100)
+    h.requires_grad_(), w.requires_grad_()
+    logits = h @ w.T
+    plain = (F.cross_entropy(logits, labels, label_smoothing=0.1), distillation_loss(logits[:, : V - 3], ht @ wt.T, labels != -100, kind, 2.0))
+    want = torch.autograd.grad(upstream[0] * plain[0] + upstream[1] * plain[1], (h, w))
+    with Largest() as largest:
+        ours = linear_distillation_loss(h, w, ht, wt, labels, kind, 2.0, label_smoothing=0.1, weights=expected)
+        got = torch.autograd.grad(upstream[0] * ours[0] + upstream[1] * ours[1], (h, w))
+    assert largest.numel <= 128 * V
+    for a, b in zip(ours, plain, strict=True):
+        assert a.item() == pytest.approx(b.item(), rel=1e-5)
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).norm() < 1e-4 * b.norm()
+    nothing = linear_distillation_loss(h, w, ht, wt, labels * 0 - 100, kind)
+    assert [x.item() for x in nothing] == [0, 0]
 
 
 def test_the_loss_is_its_parts_each_a_mean_of_its_own():
