@@ -88,7 +88,7 @@ def test_lcs_length_is_that_of_the_textbook_table():
         for i, x in enumerate(a, 1):
             for j, y in enumerate(b, 1):
                 table[i, j] = table[i - 1, j - 1] + 1 if x == y else max(table[i - 1, j], table[i, j - 1])
-        assert ev._lcs_length(a, b) == table[-1, -1]
+        assert len(ev._lcs(a, b)) == table[-1, -1]
 
 
 def test_bleu_is_that_of_sacrebleu():
@@ -228,7 +228,7 @@ def test_label_scores_are_those_of_one_label_at_a_time(tiny, format, before, wor
             with torch.no_grad():
                 scores = model(source, torch.tensor([[0, *target[:-1]]])).log_softmax(-1)[0]
             sums.append(sum(float(scores[t, target[t]]) for t in range(len(prefix), len(target))))
-        assert found[i].tolist() == pytest.approx(torch.tensor(sums).log_softmax(0).tolist(), abs=1e-5)
+        assert found[i].tolist() == pytest.approx(torch.tensor(sums).log_softmax(0).tolist(), abs=1e-4)
     if format == "rationale_then_label":
         own = [answer.rationale for answer in apprentice.answer(pairs)]
         assert torch.allclose(apprentice.score_labels(pairs), apprentice.score_labels(pairs, own), atol=1e-6)
