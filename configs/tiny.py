@@ -1,10 +1,10 @@
 """The whole method in minutes on two cores, with no download: a teacher that knows the toy world, and three students of a
-quarter of its size or less, who may see the labels of 2,000 rows. The distilled one also hears what the teacher says of the rest."""
+quarter of its size or less, who may see the labels of 500 rows. The distilled one also hears what the teacher says of the rest."""
 student = "nano"
 teacher = "configs/tiny_teacher.py"
 data = "toy"
 format = "rationale_then_label"  # reason first: the label can lean on it, and one pass learns both
-labelled_rows = 2000
+labelled_rows = 500
 teacher_writes = True
 kd_weight = 1.0
 lr = 3e-3  # a small network bears a higher rate than its teacher
