@@ -13,13 +13,16 @@ Losses: labels and reasons are two means (Hsieh et al. 2023, "Distilling step-by
 """
 
 import difflib
-import importlib.util
+import functools
+import hashlib
 import inspect
 import itertools
 import json
 import math
 import os
 import platform
+import re
+import runpy
 import shutil
 import statistics
 import subprocess
@@ -29,13 +32,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 import evaluate
-from apprentice import TASKS, Apprentice, read_run, run_main
-from data import FORMATS, BucketSampler, DataError, Tokenizer, collate, encode_example, read_examples, train_vocabulary
+from apprentice import EOS, TASKS, Apprentice, generate, read_run, run_main
+from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encode_example, read_examples, train_vocabulary
 from model import SIZES, T5, fetch, replace_file
 
 
@@ -43,14 +49,27 @@ from model import SIZES, T5, fetch, replace_file
 class Config:
     """Every setting, with its default. Set them in a config file (`lr = 1e-3`) or on the command line (`--lr=1e-3`)."""
 
-    # who learns from whom
-    student: str = "nano"  # a hub name, a run folder, or a built-in size (random weights)
-    teacher: str = ""  # a hub name, a run folder, or a config file, which is trained first if its run is not there; empty: none
-    vocabulary: str = ""  # of a student with random weights: spiece.model, a hub name, or a number of pieces to train; empty: the teacher's
+    # who learns
+    student: str = "nano"  # a hub name, a run folder, a config file, a built-in size (random weights), or cut: layers of the teacher
+    student_layers: int = 0  # of each stack, for a size and for cut; 0: as there
+    student_width: int = 0  # for a size: d_model; heads and d_ff grow along; 0: as there
+    vocabulary: str = ""  # of a random student: spiece.model, a hub name, or a number of pieces to train (500, 500@DATA); empty: the teacher's
+    train_only: str = ""  # a pattern of parameter names (python model.py lists them): decoder | norm | last2 | ^(?!shared); empty: all learn
+    lora_rank: int = 0  # above 0: the matrices of blocks that train_only names learn as W + alpha/rank B A, all else rests
+    lora_alpha: float = 16.0
+    # from whom: a hub name, run folder or config file (trained first) is a T5 teacher, NAME.jsonl a file of anyone's rationales
+    teacher: str = ""  # several: A+B, with weights A@2+B
+    teacher_mix: str = "fixed"  # of T5 teachers: fixed (their weights) | confidence (by how well each foretells the example)
+    teacher_cache: str = ""  # a folder: the teacher's top_k words for each token are kept there, and it is asked only once
+    top_k: int = 64
+    teacher_writes: str = "none"  # none | rest | all: the teacher labels and explains the rows beyond labelled_rows, or all in place of people
+    teacher_beams: int = 1  # of that writing
+    on_policy: float = 0.0  # share of updates in which the student writes, and the teacher judges every word (GKD)
+    other_labels: float = 1.0  # how much a teacher's words count where its label is not gold; 0 drops them
     # what it learns from
     data: str = "toy"  # a name or file, as data.py reads them
     labelled_rows: int = 0  # training rows whose labels and reasons may be used; 0: all
-    teacher_writes: bool = False  # the teacher labels and explains the other training rows (Kim & Rush 2016)
+    explanations: int = 0  # of a row's explanations that are learnt; 0: all
     format: str = "multitask"  # multitask (predict + explain) | predict | label_then_rationale | rationale_then_label | instruction
     max_source: int = 128  # tokens; longer sources are cut
     max_target: int = 64  # tokens; longer targets are cut
@@ -81,26 +100,52 @@ class Config:
     eval_every: int = 250  # steps between validations, which choose the weights to keep
     eval_rows: int = 300  # validation rows answered each time
     save_every: int = 250  # steps between checkpoints
-    test_rows: int = 1000  # rows of the test split in the final table; 0: all
+    tests: str = ""  # data for the table's test rows, several with spaces between; empty: data
+    test_rows: int = 1000  # test rows of each; 0: all
     baselines: dict = field(default_factory=dict)  # {name: settings that differ}: runs trained beside this one, for the table
 
     def __post_init__(self):
-        legal = {"kd_loss": tuple(KINDS), "dtype": ("auto", "float32", "bfloat16"),
-                 "format": ("multitask", *(f for f in FORMATS if f != "explain"))}  # fmt: skip
+        legal = {"kd_loss": tuple(KINDS), "dtype": ("auto", "float32", "bfloat16"), "teacher_mix": ("fixed", "confidence"),
+                 "teacher_writes": ("none", "rest", "all"), "format": ("multitask", *(f for f in FORMATS if f != "explain"))}  # fmt: skip
         for key, values in legal.items():
             if getattr(self, key) not in values:
                 raise DataError(f"{key} is {getattr(self, key)!r}; it can be {', '.join(values)}")
-        for key in ("batch_size", "grad_accumulation", "max_steps", "log_every", "eval_every", "save_every", "eval_rows", "max_source", "max_target"):
-            if getattr(self, key) < 1:
-                raise DataError(f"{key} is {getattr(self, key)}; it must be at least 1")
-        for key in ("labelled_rows", "warmup_steps", "test_rows", "label_weight", "rationale_weight", "kd_weight", "weight_decay"):
-            if not 0 <= getattr(self, key) < math.inf:
-                raise DataError(f"{key} is {getattr(self, key)}; it must be 0 or more")
-        for key in ("temperature", "lr", "grad_clip"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise DataError(f"{key} is {getattr(self, key)}; it must be above 0")
-        if self.label_weight + self.rationale_weight + self.kd_weight == 0:
-            raise DataError("label_weight, rationale_weight and kd_weight are all 0: there is nothing to learn from")
+        ranges = {(1, math.inf): "batch_size grad_accumulation max_steps log_every eval_every save_every eval_rows max_source max_target teacher_beams",
+                  (0, math.inf): "student_layers student_width lora_rank labelled_rows explanations warmup_steps test_rows label_weight "
+                                 "rationale_weight kd_weight weight_decay",
+                  (0, 1): "on_policy other_labels kd_beta label_smoothing", (2, 1000): "top_k"}  # fmt: skip
+        for (low, high), keys in ranges.items():
+            for key in keys.split():
+                if not low <= getattr(self, key) <= high or getattr(self, key) == math.inf:
+                    raise DataError(f"{key} is {getattr(self, key)}; it can be {low} {'or more' if high == math.inf else f'to {high}'}")
+        for key in ("temperature", "lr", "grad_clip", "lora_alpha", "kd_skew"):
+            if not 0 < getattr(self, key) < (1 if key == "kd_skew" else math.inf):
+                raise DataError(f"{key} is {getattr(self, key)}; it must be above 0{' and below 1' if key == 'kd_skew' else ''}")
+        for wrong, why in (
+            (self.label_weight + self.rationale_weight + self.kd_weight == 0,
+             "label_weight, rationale_weight and kd_weight are all 0: there is nothing to learn from"),
+            (self.on_policy and not self.kd_weight, f"on_policy={self.on_policy}: the teacher judges the student's words by kd_weight, which is 0"),
+            (self.teacher_cache and (self.on_policy or self.teacher_mix == "confidence"),
+             "teacher_cache holds the likeliest words at the data's own targets; on_policy and teacher_mix=confidence need the teacher live"),
+            (self.student_layers and self.student not in (*SIZES, "cut"), f"student_layers shapes a size or cut, not {self.student!r}"),
+            (self.student_width and self.student not in SIZES, f"student_width shapes a size with random weights, not {self.student!r}"),
+        ):  # fmt: skip
+            if wrong:
+                raise DataError(why)
+
+    @property
+    def teachers(self):
+        """[(name, weight)]: "A@2+B" -> [("A", 2.0), ("B", 1.0)]"""
+        parts = [re.fullmatch(r"(.+?)(?:@([\d.]+))?", name) for name in self.teacher.split("+") if name]
+        return [(part[1], float(part[2] or 1)) for part in parts]
+
+    @property
+    def live_teachers(self):
+        return [(name, weight) for name, weight in self.teachers if not name.endswith(".jsonl")]
+
+    @property
+    def bf16(self):
+        return self.dtype == "bfloat16" or (self.dtype == "auto" and self.torch_device.startswith("cuda"))
 
     @property
     def folder(self):
@@ -122,34 +167,25 @@ def cast(key, text):
         near = difflib.get_close_matches(key, kinds, 1)
         raise DataError(f"unknown setting {key}{f'; did you mean {near[0]}?' if near else ''}; python distill.py --help lists them")
     kind = kinds[key]
-    if kind is dict:
-        if isinstance(text, dict):
-            return text
-        raise DataError(f"{key} can only be set in a config file")
-    if kind is bool:
-        if text in (True, False, "true", "false", "True", "False"):
-            return text in (True, "true", "True")
-        raise DataError(f"{key} is {text!r}; it can be true or false")
+    if (kind is dict) != isinstance(text, dict) or isinstance(text, (bool, list, tuple)):
+        raise DataError(f"{key} is {text!r}; " + ("it can only be set in a config file" if kind is dict else "one number or text is expected"))
     try:
         if kind is int and float(text) != int(float(text)):
             raise ValueError
         return int(float(text)) if kind is int else kind(text)
-    except (ValueError, OverflowError, TypeError):
+    except (ValueError, OverflowError):
         raise DataError(f"{key} is {text!r}, not {'a whole number' if kind is int else 'a number'}") from None
 
 
 def read_config(path):
     """The assignments of a config file as {setting: value}."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise DataError(f"{path}: no such config file")
     try:
-        spec = importlib.util.spec_from_file_location("config", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        values = runpy.run_path(str(path))
     except Exception as e:
         raise DataError(f"{path}: {type(e).__name__}: {e}") from None
-    return {k: cast(k, v) for k, v in vars(module).items() if not k.startswith("_") and not inspect.ismodule(v)}
+    return {k: cast(k, v) for k, v in values.items() if not k.startswith("_") and not inspect.ismodule(v)}
 
 
 def read_settings(argv):
@@ -316,23 +352,140 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
 
 
+# --- who teaches, and what learns ---------------------------------------------------------------------------------------
+
+
+class LiveTeacher:
+    """A T5 that is asked. Called with a batch and its valid tokens (B, T), it returns words(rows) -> logits of these of the N tokens."""
+
+    def __init__(self, model, config, vocab_size):
+        self.model = model.to(config.torch_device, torch.bfloat16 if config.bf16 else None).eval().requires_grad_(False)
+        self.head = self.model.head[:vocab_size]
+
+    @torch.inference_mode()
+    def __call__(self, batch, valid):
+        hidden = self.model.decode(T5.shift_right(batch.labels), self.model.encode(batch.source, batch.source_mask), batch.source_mask)[valid]
+        return lambda rows: F.linear(hidden[rows], self.head)  # (N, d) is kept, (N, V) never made
+
+
+class CachedTeacher:
+    """A teacher whose k likeliest words at every target token of the training rows are kept on disk: asked where a row comes by for the
+    first time, never again. The file has a line of 16-bit numbers a token: k + 1 log-probabilities (float16), then k ids; while these
+    are 0 the line is unwritten. keys: {a row's key: its target tokens}; live() brings the LiveTeacher when it is needed."""
+
+    def __init__(self, folder, about, keys, config, live):
+        self.k, self.temperature, self.device, self.live = config.top_k, config.temperature, config.torch_device, functools.cache(live)
+        starts = itertools.accumulate((keys[key] for key in sorted(keys)), initial=0)
+        self.place = dict(zip(sorted(keys), starts, strict=False))
+        about = {**about, "format": config.format, "data": digest("".join(sorted(keys)).encode()), "top_k": self.k, "temperature": self.temperature}
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "about.json").is_file():
+            found = json.loads((folder / "about.json").read_text())
+            differ = [k for k in about if found.get(k) != about[k]]
+            if differ:
+                raise DataError(f"{folder} was made with another {differ[0]} ({found.get(differ[0])}, not {about[differ[0]]}): "
+                                "choose another --teacher_cache, or delete it")  # fmt: skip
+        file, shape = folder / "top_k.u16", (sum(keys.values()), 2 * self.k + 1)
+        self.table = np.memmap(file, np.uint16, "r+" if file.is_file() and file.stat().st_size == 2 * math.prod(shape) else "w+", shape=shape)
+        replace_file(folder / "about.json", json.dumps(about, indent=1).encode())
+
+    def __call__(self, batch, valid):
+        k, lengths = self.k, valid.sum(1).tolist()
+        lines = np.concatenate([np.arange(start, start + n) for start, n in zip((self.place[key] for key in batch.ids), lengths, strict=True)])
+        if (self.table[lines, -1] == self.table[lines, -2]).any():  # two ids of a token differ, but where both are 0
+            words = self.live()(batch, valid)
+            for start in range(0, len(lines), 512):
+                rows = slice(start, start + 512)
+                kept = top_k(words(rows), k, self.temperature)
+                self.table[lines[rows], : k + 1] = kept.log_probs.clamp(min=-6e4).half().cpu().numpy().view(np.uint16)
+                self.table[lines[rows], k + 1 :] = kept.ids.cpu().numpy()  # last: what is cut off here stays unwritten
+        found = self.table[lines]
+        log_probs = torch.from_numpy(found[:, : k + 1].copy().view(np.float16)).to(self.device).float().log_softmax(-1)
+        ids = torch.from_numpy(found[:, k + 1 :].astype(np.int64)).to(self.device)
+        return lambda rows: TopK(log_probs[rows], ids[rows])
+
+
+def digest(*pieces):
+    """The first 16 digits of the sha256 of some bytes."""
+    return hashlib.sha256(b"".join(pieces)).hexdigest()[:16]
+
+
+def spaced(have, want):
+    """`want` of `have` layers, evenly spaced from the first to the last: spaced(12, 3) -> [0, 6, 11]"""
+    if want > have:
+        raise DataError(f"{want} layers can't be cut from {have}: set student_layers to {have} or less")
+    return [round(i * (have - 1) / max(want - 1, 1)) for i in range(want)]
+
+
+def cut_student(teacher, layers):
+    """A T5 with `layers` of the teacher's in each stack and all else as there (Shleifer & Rush 2020, "shrink and fine-tune", arXiv 2010.13002)."""
+    config, own = teacher.config, teacher.state_dict()
+    kept = {"encoder": spaced(config.num_layers, layers), "decoder": spaced(config.num_decoder_layers, layers)}
+    student = T5(replace(config, num_layers=layers, num_decoder_layers=layers))
+    student.load_state_dict({name: own[re.sub(r"^(\w+)\.blocks\.(\d+)", lambda m: f"{m[1]}.blocks.{kept[m[1]][int(m[2])]}", name)]
+                             for name in student.state_dict()})  # fmt: skip
+    return student
+
+
+def learning_parameters(model, pattern):
+    """{name: parameter} that a pattern names; "last2" stands for the last two blocks of each stack."""
+    depth = {"encoder": model.config.num_layers, "decoder": model.config.num_decoder_layers}
+    pattern = re.sub(r"last(\d+)", lambda m: "(" + "|".join(rf"{s}\.blocks\.{i}\." for s, n in depth.items() for i in range(n - int(m[1]), n)) + ")", pattern)
+    try:
+        chosen = {name: p for name, p in model.named_parameters() if re.search(pattern, name)}
+    except re.error as e:
+        raise DataError(f"train_only={pattern!r} is no pattern: {e}") from None
+    if not chosen:
+        raise DataError(f"train_only={pattern!r} names no parameter; the first three are {', '.join([n for n, _ in model.named_parameters()][:3])}")
+    return chosen
+
+
+class LoRA:
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): each matrix W (out, in) learns as W + alpha / rank * B A with B (out, rank)
+    starting at 0 and A (rank, in). The network always holds the sum, so forward passes cost nothing more and what is saved is a plain
+    checkpoint; the gradient of the sum gives those of A and B by the chain rule. What it saves is the optimiser's memory."""
+
+    def __init__(self, weights, rank, alpha):
+        self.weights, self.scale = weights, alpha / rank
+        self.base = [w.detach().clone() for w in weights]
+        self.A = [nn.Parameter(torch.randn(rank, w.shape[1], device=w.device) * w.shape[1] ** -0.5) for w in weights]
+        self.B = [nn.Parameter(torch.zeros(w.shape[0], rank, device=w.device)) for w in weights]
+
+    def pull(self):
+        """From the gradients of the sums to those of A and B."""
+        for w, A, B in zip(self.weights, self.A, self.B, strict=True):
+            A.grad, B.grad, w.grad = self.scale * B.detach().T @ w.grad, self.scale * w.grad @ A.detach().T, None
+
+    @torch.no_grad()
+    def merge(self):
+        """W = base + scale * B A, after A and B have moved."""
+        for w, base, A, B in zip(self.weights, self.base, self.A, self.B, strict=True):
+            w.copy_(torch.addmm(base, B, A, alpha=self.scale))
+
+
 class Trainer:
     """A student, its teachers and an optimiser. `step` is one update."""
 
     def __init__(self, student, teachers, config, vocab_size=None):
-        self.config, self.device, self.steps = config, config.torch_device, 0
+        c = self.config = config
+        self.device, self.steps = c.torch_device, 0
         self.student = student.to(self.device).train()
-        bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and str(self.device).startswith("cuda"))
-        self.autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=bf16)
-        self.teachers = [t.to(self.device, torch.bfloat16 if bf16 else None).eval().requires_grad_(False) for t in teachers]
-        if config.kd_weight and not teachers:
-            raise DataError(f"kd_weight is {config.kd_weight}, but there is no teacher to learn from")
-        rows = [m.config.vocab_size for m in (student, *teachers)]
-        self.vocab_size = vocab_size or min(rows)  # rows of the heads behind it are padding: no word, and no part of any softmax
-        decay = [p for p in student.parameters() if p.dim() > 1]
-        other = [p for p in student.parameters() if p.dim() < 2]
-        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=True)
+        if c.kd_weight and not teachers:
+            raise DataError(f"kd_weight is {c.kd_weight}, but there is no teacher to learn from")
+        # rows of the heads behind the vocabulary are padding: no word, and no part of any softmax
+        self.vocab_size = vocab_size or min(m.config.vocab_size for m in (student, *teachers))
+        self.teachers = [LiveTeacher(t, c, self.vocab_size) if isinstance(t, T5) else t for t in teachers]
+        self.teacher_weights = torch.tensor([w for _, w in c.live_teachers] or [1.0] * len(teachers), device=self.device)
+        self.autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=c.bf16)
+        chosen = learning_parameters(student, c.train_only)
+        if c.lora_rank:
+            chosen = {name: p for name, p in chosen.items() if p.dim() == 2 and ".blocks." in name}
+        for name, p in student.named_parameters():
+            p.requires_grad_(name in chosen)
+        self.lora = LoRA(list(chosen.values()), c.lora_rank, c.lora_alpha) if c.lora_rank else None
+        self.learning = [*self.lora.A, *self.lora.B] if self.lora else list(chosen.values())
+        groups = [{"params": [p for p in self.learning if (p.dim() > 1) == matrix], "weight_decay": c.weight_decay * matrix} for matrix in (True, False)]
+        self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99), fused=True)
 
     def learning_rate(self):
         """Linear warm-up to lr, then linear decay to 0 at max_steps."""
@@ -345,118 +498,248 @@ class Trainer:
         A part is the mean over all its tokens in the window, so that a window cut into many micro-batches learns what one big
         batch would; label and reason have means of their own, or the few tokens of the label would drown."""
         c = self.config
-        batches = [batch.to(self.device) for batch in micro_batches]
-        valid = [batch.labels != -100 for batch in batches]  # (B, T); what is told of the N valid tokens of a batch is (N,)
+        own = c.on_policy > 0 and torch.rand(()).item() < c.on_policy
+        batches = [self.own_words(b.to(self.device)) if own else b.to(self.device) for b in micro_batches]
+        valid = [b.labels != -100 for b in batches]  # (B, T); what is told of the N valid tokens of a batch is (N,)
         is_label = [(torch.ones_like(v) if b.label_tokens is None else b.label_tokens)[v] for b, v in zip(batches, valid, strict=True)]
-        labels, reasons = sum(x.sum() for x in is_label), sum((~x).sum() for x in is_label)
-        parts = max(int(labels > 0) + int(reasons > 0), 1)
-        told = torch.zeros(4, device=self.device)  # loss, label, rationale, kd
+        counts = [(v.float() if getattr(b, "weights", None) is None else v * b.weights[:, None])[v] for b, v in zip(batches, valid, strict=True)]
+        totals = [sum((n * (x == part)).sum() for n, x in zip(counts, is_label, strict=True)) for part in (False, True)]  # of reasons, of labels
+        shares = [n / torch.where(x, totals[1], totals[0]) for n, x in zip(counts, is_label, strict=True)]  # of a token in its part's mean
+        parts = max(sum(int(total > 0) for total in totals), 1)
         lr = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        for batch, v, label in zip(batches, valid, is_label, strict=True):
-            share = torch.where(label, 1 / labels, 1 / reasons)  # of a token in the mean of its part
-            told += self.backward(batch, v, label, share, parts)
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), c.grad_clip)
+        told = [self.backward(*each, parts, own) for each in zip(batches, valid, is_label, shares, strict=True)]
+        if self.lora:
+            self.lora.pull()
+        norm = torch.nn.utils.clip_grad_norm_(self.learning, c.grad_clip)
         if not torch.isfinite(norm):
             raise DataError(f"step {self.steps + 1}: the gradient is not finite; try a lower lr than {c.lr}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.lora:
+            self.lora.merge()
         self.steps += 1
-        return {**dict(zip(("loss", "label", "rationale", "kd"), told.tolist(), strict=True)), "grad_norm": norm.item(),
-                "lr": lr, "tokens": sum(int(b.source_mask.sum()) for b in batches) + int(labels + reasons)}  # fmt: skip
+        sums = dict(zip(told[0], sum(torch.stack(list(t.values())) for t in told).tolist(), strict=True))
+        return {**sums, "grad_norm": norm.item(), "lr": lr, "tokens": sum(int(b.source_mask.sum()) + len(x) for b, x in zip(batches, is_label, strict=True))}
 
-    def backward(self, batch, valid, is_label, share, parts):
-        """Gradients of one micro-batch -> loss, label, rationale, kd as one tensor. valid (B, T) bool; is_label, share (N,): of each valid
-        token, whether it belongs to the label and how much it counts in the mean of its part; parts: how many of the two parts there are."""
+    def backward(self, batch, valid, is_label, share, parts, own):
+        """Gradients of one micro-batch -> {"loss" and its parts: scalar}. valid (B, T) bool; is_label, share (N,): of each valid token,
+        whether it belongs to the label and how much it counts in the mean of its part; parts: how many of the two there are."""
         c, target, y = self.config, T5.shift_right(batch.labels), batch.labels[valid]
-        weight = share * torch.where(is_label, c.label_weight, c.rationale_weight)
+        weight = share * torch.where(is_label, c.label_weight, c.rationale_weight) * (not own)
         with self.autocast:
             hidden = self.student.decode(target, self.student.encode(batch.source, batch.source_mask), batch.source_mask)[valid]  # (N, d)
-        with torch.inference_mode():
-            taught = [t.decode(target, t.encode(batch.source, batch.source_mask), batch.source_mask)[valid] for t in self.teachers] if c.kd_weight else []
-        told = torch.zeros(2, len(y), device=self.device)  # cross-entropy and divergence of each token
+        taught = [teacher(batch, valid) for teacher in self.teachers] if c.kd_weight else []
+        trust = self.trust(taught, y, valid) * share / parts if taught else 0.0  # (teachers, N)
+        told = torch.zeros(1 + len(taught), len(y), device=self.device)  # cross-entropy, divergence from each teacher
 
         def losses(logits, rows):
-            ce = F.cross_entropy(logits.float(), y[rows], reduction="none", label_smoothing=c.label_smoothing)
-            kd = torch.zeros_like(ce)
-            for t, states in zip(self.teachers, taught, strict=False):
-                words = F.linear(states[rows], t.head[: self.vocab_size])
-                kd = kd + token_divergence(logits, words, c.kd_loss, c.temperature, c.kd_beta, c.kd_skew) / len(taught)
-            told[0, rows], told[1, rows] = ce.detach(), kd.detach()
-            return [(ce * weight[rows]).sum() + c.kd_weight / parts * (kd * share[rows]).sum()]
+            told[0, rows] = (ce := F.cross_entropy(logits.float(), y[rows], reduction="none", label_smoothing=c.label_smoothing)).detach()
+            total = (ce * weight[rows]).sum()
+            for i, words in enumerate(taught):
+                kd = token_divergence(logits, words(rows), c.kd_loss, c.temperature, c.kd_beta, c.kd_skew)
+                told[1 + i, rows] = kd.detach()
+                total = total + c.kd_weight * (kd * trust[i, rows]).sum()
+            return [total]
 
         with self.autocast:
-            loss = ChunkedHead.apply(hidden, self.student.head[: self.vocab_size], losses, (1.0,))
-        loss.sum().backward()
-        ce, kd = told * share
-        return torch.stack([loss.detach()[0], ce[is_label].sum(), ce[~is_label].sum(), kd.sum() / parts])
+            loss = ChunkedHead.apply(hidden, self.student.head[: self.vocab_size], losses, (1.0,)).sum()
+        loss.backward()
+        ce, kd = told[0] * share, told[1:] * share / parts  # (N,), (teachers, N): added up they are means
+        found = {"loss": loss.detach(), "label": ce[is_label].sum(), "rationale": ce[~is_label].sum(), "kd": (told[1:] * trust).sum()}
+        return found | {f"kd {name}": one.sum() for (name, _), one in zip(c.live_teachers, kd, strict=False) if len(kd) > 1}
+
+    def trust(self, taught, y, valid):
+        """How much each teacher's word counts at each token, (teachers, N), 1 in sum: fixed weights, or weights times the likelihood
+        that the teacher gives to the example's own words (of two teachers equation 4 of Zhang et al. 2022, CA-MKD, arXiv 2201.00007)."""
+        weights = self.teacher_weights[:, None].log().expand(-1, len(y))
+        if self.config.teacher_mix == "confidence":
+            row, found = valid.nonzero()[:, 0], torch.zeros(len(taught), len(y), device=self.device)
+            for start in range(0, len(y), 512):
+                rows = slice(start, start + 512)
+                found[:, rows] = torch.stack([-F.cross_entropy(words(rows).float(), y[rows], reduction="none") for words in taught])
+            mean = torch.zeros(len(taught), len(valid), device=self.device).index_add_(1, row, found) / valid.sum(1).clamp(min=1)
+            weights = weights + mean[:, row]
+        return weights.softmax(0)
+
+    @torch.no_grad()
+    def own_words(self, batch):
+        """The batch with targets that the student draws itself (Agarwal et al. 2024, GKD, algorithm 1), every token of one part."""
+        c = self.config
+        with self.autocast:
+            written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=c.max_target - 1, do_sample=True)
+        labels = pad_sequence([torch.tensor([*ids, EOS], device=self.device) for ids in written], batch_first=True, padding_value=-100)
+        return Batch(batch.source, batch.source_mask, labels)
+
+    def lora_state(self):
+        return [x.detach() for x in (*self.lora.base, *self.learning)] if self.lora else []
 
     def state_dict(self):
         """All that going on needs, in plain tensors and numbers."""
         cuda = torch.cuda.get_rng_state() if str(self.device).startswith("cuda") else torch.empty(0)
-        return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict(), "steps": self.steps,
-                "random": torch.get_rng_state(), "cuda": cuda}  # fmt: skip
+        return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict(), "steps": self.steps, "random": torch.get_rng_state(),
+                "cuda": cuda, "lora": self.lora_state()}  # fmt: skip
 
+    @torch.no_grad()
     def load_state_dict(self, state):
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
+        for mine, saved in zip(self.lora_state(), state["lora"], strict=True):
+            mine.copy_(saved)
         torch.set_rng_state(state["random"])
         if len(state["cuda"]):
             torch.cuda.set_rng_state(state["cuda"])
 
 
+
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-def vocabulary_for(config, teacher, texts):
-    """The tokenizer of a run, its spiece.model in the run folder."""
-    path = config.folder / "spiece.model"
-    if not path.is_file():
-        if config.student not in SIZES:
-            source = fetch(config.student) / "spiece.model"
-        elif teacher and not config.vocabulary:
-            source = teacher / "spiece.model"
-        elif config.vocabulary.isdigit():
-            train_vocabulary(texts, path, int(config.vocabulary))
-            return Tokenizer(path)
-        elif config.vocabulary:
-            source = Path(config.vocabulary)
-            source = source if source.is_file() else fetch(config.vocabulary, weights=False) / "spiece.model"
-        else:
-            raise DataError(f"a student of size {config.student} needs a vocabulary: set a teacher, or vocabulary to a number of pieces or a file")
-        if not source.is_file():
-            raise DataError(f"{source} is missing: put the model's spiece.model there")
-        replace_file(path, source.read_bytes())
+@dataclass
+class Lesson(Batch):
+    """A batch whose rows need not count alike."""
+
+    weights: torch.Tensor | None = None  # (B,)
+
+
+def folder_of(name, config):
+    """Where a T5's weights are; one that is a config file is trained first, if its run is not there."""
+    if not name.endswith(".py"):
+        return fetch(name)
+    values = {"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}
+    return train(Config(**values), dict.fromkeys(values, name))
+
+
+def vocabulary_for(config, student, teachers, texts):
+    """The tokenizer of a run, its spiece.model in the run folder. student: the folder that it starts from, or None."""
+    path, (pieces, _, other) = config.folder / "spiece.model", config.vocabulary.partition("@")
+    if path.is_file():
+        return Tokenizer(path)
+    if pieces.isdigit() and not student:
+        texts = texts if not other else [text for e in read_examples(other, "train") for text in (e.premise, e.hypothesis, *e.explanations)]
+        train_vocabulary(texts, path, int(pieces))
+        return Tokenizer(path)
+    if not (student or teachers or config.vocabulary):
+        raise DataError(f"a student of size {config.student} needs a vocabulary: set a teacher, or vocabulary to a number of pieces or a file")
+    source = Path(config.vocabulary)
+    if student or not source.is_file():
+        source = (student or (fetch(config.vocabulary, weights=False) if config.vocabulary else teachers[0])) / "spiece.model"
+    if not source.is_file():
+        raise DataError(f"{source} is missing: put the model's spiece.model there")
+    replace_file(path, source.read_bytes())
     return Tokenizer(path)
 
 
 def teachers_words(config, teacher, examples):
-    """The examples with the teacher's own labels and reasons; kept in the run folder as a rationale file."""
+    """A rationale file in the run folder: a T5 teacher's own labels and reasons for the examples (Kim & Rush 2016, arXiv 1606.07947)."""
     path = config.folder / "teacher.jsonl"
     if not path.is_file():
         print(f"{teacher} labels and explains {len(examples):,} pairs")
-        answers = Apprentice.load(teacher, device=config.torch_device).answer([(e.premise, e.hypothesis) for e in examples], 256, progress=True)
+        pairs = [(e.premise, e.hypothesis) for e in examples]
+        answers = Apprentice.load(teacher, device=config.torch_device).answer(pairs, num_beams=config.teacher_beams, progress=True)
         lines = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": a.label, "rationale": a.rationale, "source": str(teacher)}
                  for e, a in zip(examples, answers, strict=True)]  # fmt: skip
         replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    return [e for e in read_examples(path) if e.label]
+    return path
 
 
-def encode_all(config, tokenizer, examples):
-    """{task: [(source ids, target ids, label tokens) of every example]}; rows that lack what a task asks for are left out of all."""
+def lessons(config, teachers, examples, held_out):
+    """[(example, how much it counts)]: people's rows that may be used, what the teacher wrote, and rationale files. What a file says
+    of held-out premises is left out; where its label is not gold it counts other_labels."""
+    labelled = examples[: config.labelled_rows or len(examples)]
+    files = [(Path(name), weight) for name, weight in config.teachers if name.endswith(".jsonl")]
+    if config.teacher_writes != "none":
+        files.append((teachers_words(config, teachers[0], examples if config.teacher_writes == "all" else examples[len(labelled) :]), 1.0))
+    found = [(e, 1.0) for e in labelled] if config.teacher_writes != "all" else []
+    gold, secret = {(e.premise, e.hypothesis): e.label for e in labelled}, {e.premise for e in held_out}
+    for path, weight in files:
+        rows = [e for e in read_examples(path) if e.label]
+        usable = [e for e in rows if e.premise not in secret]
+        agree = [gold.get((e.premise, e.hypothesis), e.label) == e.label for e in usable]
+        found += [(e, weight * (1.0 if same else config.other_labels)) for e, same in zip(usable, agree, strict=True)]
+        print(f"{path}: {len(rows):,} answers, {len(rows) - len(usable):,} of them to held-out premises (left out), {len(agree) - sum(agree):,} "
+              f"with another label than gold (each counts {config.other_labels:g})")  # fmt: skip
+    return [(e, weight) for e, weight in found if weight > 0]
+
+
+def encode_all(config, tokenizer, taught):
+    """[(example, weight)] -> {task: [(source ids, target ids, label tokens)]}, weights; a row for each explanation that is learnt. Rows
+    that lack what a task asks for are left out of all."""
     parts = {part for task in config.tasks for part in FORMATS[task].parts}
-    usable = [e for e in examples if (e.label or "label" not in parts) and (e.explanations or "rationale" not in parts)]
+    usable = [(e, w) for e, w in taught if (e.label or "label" not in parts) and (e.explanations or "rationale" not in parts)]
     if not usable:
-        raise DataError(f"{config.data}: none of {len(examples)} training rows has what format {config.format} needs ({' and '.join(sorted(parts))})")
-    if len(usable) < len(examples):
-        print(f"{len(examples) - len(usable):,} of {len(examples):,} training rows lack a {' or a '.join(sorted(parts))} and are left out")
-    rows = {task: [] for task in config.tasks}
-    for e in tqdm(usable, desc="encoding", unit="row", leave=False):
-        for task in config.tasks:
-            rows[task].append(encode_example(tokenizer, FORMATS[task], e, 0, config.max_source, config.max_target))
-    return rows
+        raise DataError(f"{config.data}: none of {len(taught)} training rows has what format {config.format} needs ({' and '.join(sorted(parts))})")
+    if len(usable) < len(taught):
+        print(f"{len(taught) - len(usable):,} of {len(taught):,} training rows lack a {' or a '.join(sorted(parts))} and are left out")
+    rows, weights = {task: [] for task in config.tasks}, []
+    for e, weight in tqdm(usable, desc="encoding", unit="row", leave=False):
+        for k in range(min(len(e.explanations), config.explanations or 99) if "rationale" in parts else 1):
+            weights.append(weight)
+            for task in config.tasks:
+                rows[task].append(encode_example(tokenizer, FORMATS[task], e, k, config.max_source, config.max_target))
+    return rows, weights
+
+
+def make_student(config, start, vocab_size, load, teachers):
+    """The network that learns: a loaded one, layers of the teacher, or random weights of a size."""
+    if config.student == "cut":
+        return cut_student(load(teachers[0]), config.student_layers)
+    if start:
+        return load(start)
+    size = SIZES[config.student]
+    width, layers = config.student_width or size.d_model, config.student_layers
+    return T5(replace(size, vocab_size=vocab_size, d_model=width, num_heads=max(1, size.num_heads * width // size.d_model),
+                      d_ff=size.d_ff * width // size.d_model, num_layers=layers or size.num_layers,
+                      num_decoder_layers=layers or size.num_decoder_layers))  # fmt: skip
+
+
+def prepare(config):
+    """All that a run needs -> (trainer, tokenizer, {task: rows}, weights of the rows, validation examples)"""
+    teachers = [folder_of(name, config) for name, _ in config.live_teachers]
+    start = None if config.student in (*SIZES, "cut") else folder_of(config.student, config)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    examples = read_examples(config.data, "train")
+    held_out = [e for e in read_examples(config.data, "validation") if e.label]
+    labelled = examples[: config.labelled_rows or len(examples)]
+    if not labelled or not held_out:
+        raise DataError(f"{config.data}: {len(labelled)} training and {len(held_out)} labelled validation rows; both are needed")
+    texts = [text for e in labelled for text in (e.premise, e.hypothesis, *e.explanations)]
+    texts += [FORMATS[task].render(e)[0] for e in labelled[:1000] for task in config.tasks]
+    tokenizer = vocabulary_for(config, start or (config.student == "cut" and teachers[0]) or None, teachers, texts)
+    torch.manual_seed(config.seed)
+    student = make_student(config, start, tokenizer.vocab_size, T5.from_pretrained, teachers)
+    taught = lessons(config, teachers, examples, held_out + read_examples(config.data, "test"))
+    rows, weights = encode_all(config, tokenizer, taught)
+    asked = []
+    for (name, _), folder in zip(config.live_teachers, teachers, strict=True) if config.kd_weight else ():
+        if (folder / "spiece.model").read_bytes() != (config.folder / "spiece.model").read_bytes():
+            raise DataError(f"teacher {name} has another vocabulary than the student: set kd_weight=0 and teacher_writes=all (or rest)")
+        load = functools.partial(T5.from_pretrained, folder)
+        if config.teacher_cache:
+            weights_files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin"))
+            about = {"teacher": digest(*(f.read_bytes() for f in weights_files)), "vocabulary": digest((folder / "spiece.model").read_bytes())}
+            keys = {key_of(row): len(row[1]) for task in config.tasks for row in rows[task]}
+            live = lambda load=load: LiveTeacher(load(), config, tokenizer.vocab_size)  # noqa: E731
+            asked.append(CachedTeacher(Path(config.teacher_cache) / folder.name, about, keys, config, live))
+        else:
+            asked.append(load())
+    trainer = Trainer(student, asked, config, tokenizer.vocab_size)
+    learn, have = sum(p.numel() for p in trainer.learning), sum(p.numel() for p in student.parameters())
+    print(f"{learn:,} parameters learn, {learn / have:.1%} of the {have:,} there are, from {len(weights):,} rows ({len(examples):,} read)")
+    return trainer, tokenizer, rows, weights, held_out[: config.eval_rows]
+
+
+def key_of(row):
+    """What a row of encode_all is known by in a teacher's cache."""
+    return digest(repr(row[:2]).encode())
+
+
+def lesson(config, rows, weights, task, chosen):
+    """The chosen rows of a task as a batch."""
+    ids = tuple(key_of(rows[task][i]) for i in chosen) if config.teacher_cache else ()
+    return Lesson(**vars(collate([rows[task][i] for i in chosen], ids)), weights=torch.tensor([weights[i] for i in chosen]))
 
 
 def validate(trainer, tokenizer, config, examples):
@@ -479,39 +762,12 @@ def train(config, origin):
         if run.get("finished"):
             print(f"{folder} is finished")
             return folder
-    teacher = teacher_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    examples = read_examples(config.data, "train")
-    held_out = [e for e in read_examples(config.data, "validation") if e.label][: config.eval_rows]
-    labelled = examples[: config.labelled_rows or len(examples)]
-    texts = [text for e in labelled for text in (e.premise, e.hypothesis, *e.explanations)]
-    texts += [FORMATS[task].render(e)[0] for e in labelled[:1000] for task in config.tasks]
-    if not labelled or not held_out:
-        raise DataError(f"{config.data}: {len(labelled)} training and {len(held_out)} labelled validation rows; both are needed")
-    tokenizer = vocabulary_for(config, teacher, texts)
-    torch.manual_seed(config.seed)
-    if config.student in SIZES:
-        student = T5(replace(SIZES[config.student], vocab_size=tokenizer.vocab_size))
-    else:
-        student = T5.from_pretrained(config.student)
-    teachers = []
-    if config.kd_weight:
-        if not teacher:
-            raise DataError(f"kd_weight is {config.kd_weight}, but no teacher is set")
-        if (teacher / "spiece.model").read_bytes() != (folder / "spiece.model").read_bytes():
-            raise DataError(f"teacher {config.teacher} has another vocabulary than the student: set kd_weight=0 and teacher_writes=true")
-        teachers = [T5.from_pretrained(teacher)]
-    if config.teacher_writes:
-        labelled = labelled + teachers_words(config, teacher, examples[len(labelled) :])
+    print(f"\n== {folder}: " + ", ".join(f"{k} {v!r} ({origin.get(k, 'default')})" for k, v in settings.items() if k not in ("baselines", "name")))
+    trainer, tokenizer, rows, weights, held_out = prepare(config)
     run = {"settings": settings, "origin": origin, "command": " ".join(sys.argv), "git": git_commit(), "finished": False,
            "versions": {"python": platform.python_version(), "torch": torch.__version__}, "device": config.torch_device}  # fmt: skip
     replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
-    print(f"\n== {folder}: " + ", ".join(f"{k} {v!r} ({origin.get(k, 'default')})" for k, v in settings.items() if k not in ("baselines", "name")))
-    rows = encode_all(config, tokenizer, labelled)
     sampler = BucketSampler([(len(s), len(t)) for s, t, _ in rows[config.tasks[-1]]], config.batch_size, config.seed)
-    trainer = Trainer(student, teachers, config, tokenizer.vocab_size)
-    print(f"{sum(p.numel() for p in student.parameters()):,} parameters learn from {len(sampler.lengths):,} rows ({len(examples):,} read)")
-
     state_file, best, log = folder / "checkpoint" / "state.pt", -1.0, folder / "log.jsonl"
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
@@ -521,18 +777,20 @@ def train(config, origin):
         print(f"going on from step {trainer.steps}")
     kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= trainer.steps] if log.is_file() else []
     replace_file(log, "".join(line + "\n" for line in kept).encode())
+
     batches, started, tokens, first = iter(sampler), time.time(), 0, trainer.steps
     bar = tqdm(total=config.max_steps, initial=first, desc=config.name, unit="step")
     while trainer.steps < config.max_steps:
         window = [next(batches) for _ in range(config.grad_accumulation)]
-        told = trainer.step([collate([rows[task][i] for i in chosen]) for chosen in window for task in config.tasks])
+        told = trainer.step([lesson(config, rows, weights, task, chosen) for chosen in window for task in config.tasks])
         step, tokens = trainer.steps, tokens + told["tokens"]
         bar.update()
         if step % config.log_every == 0 or step == config.max_steps:
             seconds = time.time() - started
             eta = seconds / (step - first) * (config.max_steps - step)
-            bar.write(f"{step:6d} {step / config.max_steps:4.0%} | loss {told['loss']:.3f} label {told['label']:.3f} reason {told['rationale']:.3f} "
-                      f"kd {told['kd']:.3f} | norm {told['grad_norm']:.2f} lr {told['lr']:.1e} | {tokens / seconds:,.0f} tok/s, {eta:.0f} s left")  # fmt: skip
+            parts = " ".join(f"{k} {v:.3f}" for k, v in told.items() if k not in ("grad_norm", "lr", "tokens"))
+            bar.write(f"{step:6d} {step / config.max_steps:4.0%} | {parts} | norm {told['grad_norm']:.2f} lr {told['lr']:.1e} | "
+                      f"{tokens / seconds:,.0f} tok/s, {eta:.0f} s left")  # fmt: skip
             with open(log, "a") as f:
                 f.write(json.dumps({"step": step, **told, "seconds": seconds}) + "\n")
         if step % config.eval_every == 0 or step == config.max_steps:
@@ -544,7 +802,7 @@ def train(config, origin):
                 f.write(json.dumps({"step": step, "validation_accuracy": accuracy}) + "\n")
             if accuracy >= best:
                 best = accuracy
-                student.save_pretrained(folder)
+                trainer.student.save_pretrained(folder)
         if step % config.save_every == 0:
             state_file.parent.mkdir(exist_ok=True)
             torch.save({"trainer": trainer.state_dict(), "sampler": sampler.state_dict(), "best": best}, f"{state_file}.tmp")
@@ -553,16 +811,6 @@ def train(config, origin):
     replace_file(folder / "run.json", json.dumps({**run, "finished": True}, indent=1).encode())
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # it is needed no more
     return folder
-
-
-def teacher_folder(config):
-    """Where the teacher's weights are; a teacher that is a config file is trained first."""
-    if not config.teacher:
-        return None
-    if not config.teacher.endswith(".py"):
-        return fetch(config.teacher)
-    values = {"name": Path(config.teacher).stem, **read_config(config.teacher), "out_dir": config.out_dir, "device": config.device}
-    return train(Config(**values), dict.fromkeys(values, config.teacher))
 
 
 def git_commit():
@@ -576,84 +824,57 @@ def git_commit():
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def score(folder, config):
-    """Evaluate a finished run on the test split, once: eval.json, predictions and report in its folder; returns the metrics."""
-    if (folder / "eval.json").is_file():
-        found = json.loads((folder / "eval.json").read_text())
-        if found.get("table_rows") == config.test_rows and found["data"] == config.data:
-            return found
-    examples = [e for e in read_examples(config.data, "test") if e.label]
-    examples = examples[: config.test_rows or len(examples)]
-    apprentice = Apprentice.load(folder, device=config.torch_device)
-    pairs = [(e.premise, e.hypothesis) for e in examples]
-    answers = apprentice.answer(pairs, 128, progress=True)
-    times = []
-    for pair in pairs[:30]:
-        start = time.perf_counter()
-        apprentice.answer([pair])
-        times.append((time.perf_counter() - start) * 1e3)
-    predictions = [{"id": e.id, **asdict(a)} for e, a in zip(examples, answers, strict=True)]
-    metrics = evaluate.evaluate(examples, predictions, config.seed)
-    result = {"run": str(folder), "about": f"{len(examples):,} rows of {config.data}, split test", "data": config.data, "split": "test",
-              "limit": config.test_rows, "seed": config.seed, "num_beams": 1, **metrics, "baselines": evaluate.reference_baselines(examples, config.seed),
-              "parameters": sum(p.numel() for p in apprentice.model.parameters()), "answer_ms": statistics.median(times),
-              "table_rows": config.test_rows}  # fmt: skip
-    evaluate.write_results(folder, result, examples, predictions, apprentice.run.get("settings", {}))
-    return result
+def score(folder, data, config):
+    """eval.json of a finished run on the test rows of `data`, made where it is not there."""
+    path = folder / "eval.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if (found.get("data"), found.get("split"), found.get("limit")) != (data, "test", config.test_rows):
+        evaluate.main([str(folder), f"--data={data}", "--split=test", f"--limit={config.test_rows}", f"--device={config.torch_device}"])
+        found = json.loads(path.read_text())
+    return found
 
 
-def table(results, path):
-    """Print the runs side by side, and draw accuracy against parameters to `path`."""
-    from matplotlib.figure import Figure
-
-    first = next(iter(results.values()))
-    majority = next(v for k, v in first["baselines"].items() if k.startswith("majority"))
-    lines = [("", "parameters", "accuracy", "95% interval", "valid", "ROUGE-L", "ms an answer"),
-             ("majority class", "–", f"{100 * majority['accuracy']:.1f}", "–", "–", "–", "–")]  # fmt: skip
-    for name, r in results.items():
-        low, high = r["accuracy_interval"]
-        reason = f"{100 * r['reasons']['rougeL']['f']:.1f}" if r["reasons"] else "–"
-        lines.append((name, f"{r['parameters']:,}", f"{100 * r['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", f"{100 * r['valid']:.1f}",
-                      reason, f"{r['answer_ms']:.1f}"))  # fmt: skip
+def table(folders, config):
+    """Print the finished runs side by side: accuracy and ROUGE-L on each test data, the mean of the seeds and their spread."""
+    datas, groups = config.tests.split() or [config.data], {}
+    for folder in folders:
+        groups.setdefault(re.sub(r"-seed=\d+", "", folder.name), []).append([score(folder, data, config) for data in datas])
+    lines = [("", "seeds", *(f"{what} {data}" for data in datas for what in ("accuracy", "ROUGE-L")))]
+    for name, runs in groups.items():
+        cells = []
+        for found in zip(*runs, strict=True):  # one data, all seeds
+            for values in ([r["accuracy"] for r in found], [r["reasons"]["rougeL"]["f"] for r in found if r["reasons"]]):
+                spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""
+                cells.append(f"{100 * statistics.mean(values):.1f}{spread}" if values else "–")
+        lines.append((name, str(len(runs)), *cells))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"\n{first['about']}; in percent but for parameters and time")
+    print("\nIn percent, mean (spread) of the seeds:")
     for line in lines:
         print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))))
-    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for name, r in results.items():
-        low, high = r["accuracy_interval"]
-        axes.errorbar(r["parameters"], 100 * r["accuracy"], [[100 * (r["accuracy"] - low)], [100 * (high - r["accuracy"])]], fmt="o", capsize=3, label=name)
-    axes.axhline(100 * majority["accuracy"], color="grey", linestyle=":", label="majority class")
-    axes.set(xscale="log", xlabel="parameters", ylabel="accuracy on test rows, %")
-    axes.legend(fontsize=8, loc="lower right")
-    axes.set_ylim(0, 105)
-    figure.savefig(path)
-    print(f"wrote {path}")
 
 
 def main(argv=None):
-    """Teacher, students, table."""
+    """Teachers, students, table."""
     argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
         print(__doc__, inspect.getsource(Config), sep="\n")
         return
     runs, origin = read_settings(argv)
-    configs = [Config(**values) for values in runs]
-    for config in configs:  # a mistake in a baseline shows before hours of training
+    configs = []
+    for config in (Config(**values) for values in runs):  # all of them first: a mistake shows before hours of training
         for name, other in config.baselines.items():
-            replace(config, **{k: cast(k, v) for k, v in other.items()}, name=f"{config.name}-{name}", baselines={})
-    results = {}
+            configs.append(replace(config, **{k: cast(k, v) for k, v in other.items()}, name=f"{config.name}-{name}", baselines={}))
+        configs.append(config)
     for config in configs:
-        teacher = teacher_folder(config)
-        for name, other in config.baselines.items():
-            beside = replace(config, **{k: cast(k, v) for k, v in other.items()}, name=f"{config.name}-{name}", baselines={})
-            results[beside.name] = score(train(beside, origin), beside)
-        results[config.name] = score(train(config, origin), config)
-        if teacher and (teacher / "run.json").is_file():
-            results[teacher.name] = score(teacher, replace(config, name=teacher.name))
-    table(results, configs[-1].folder / "table.png")
-    print(f"results are in {configs[-1].folder}; ask it: python apprentice.py {configs[-1].folder}")
+        needs = {k: v for k, v in asdict(config).items() if k in ("kd_weight", "teacher_cache", "teacher_writes") and v not in (0, "", "none")}
+        if not config.live_teachers and (needs or config.student == "cut"):
+            raise DataError(f"{config.name}: {needs or 'student=cut'} needs a T5 as its teacher; teacher is {config.teacher!r}")
+    folders = []
+    for config in configs:
+        before = [folder_of(name, config) for name in (*(name for name, _ in config.live_teachers), config.student) if name.endswith(".py")]
+        folders += [f for f in (*before, train(config, origin)) if f not in folders]
+    table(folders, configs[-1])
+    print(f"results are in {folders[-1]}; ask it: python apprentice.py {folders[-1]}")
 
 
 if __name__ == "__main__":

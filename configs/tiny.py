@@ -5,7 +5,7 @@ teacher = "configs/tiny_teacher.py"
 data = "toy"
 format = "rationale_then_label"  # reason first: the label can lean on it, and one pass learns both
 labelled_rows = 500
-teacher_writes = True
+teacher_writes = "rest"
 kd_weight = 1.0
 lr = 3e-3  # a small network bears a higher rate than its teacher
 max_steps = 1000
@@ -13,6 +13,6 @@ eval_every = 200
 save_every = 200
 max_target = 48
 baselines = {
-    "labels": {"format": "predict", "teacher_writes": False, "kd_weight": 0.0, "rationale_weight": 0.0},
-    "reasons": {"teacher_writes": False, "kd_weight": 0.0},
+    "labels": {"format": "predict", "teacher_writes": "none", "kd_weight": 0.0, "rationale_weight": 0.0},
+    "reasons": {"teacher_writes": "none", "kd_weight": 0.0},
 }

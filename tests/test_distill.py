@@ -1,13 +1,16 @@
 """distill.py: losses against arithmetic, a window against one big batch, a killed run against an uninterrupted one, bad settings."""
 import ast
+import copy
 import json
 import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +18,24 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data import Batch, DataError
-from distill import KINDS, Config, Trainer, cast, distillation_loss, linear_distillation_loss, read_settings, top_k
+from data import Batch, DataError, Tokenizer, read_examples, train_vocabulary
+from distill import (
+    KINDS,
+    Config,
+    Lesson,
+    Trainer,
+    cast,
+    cut_student,
+    distillation_loss,
+    encode_all,
+    lesson,
+    linear_distillation_loss,
+    main,
+    prepare,
+    read_settings,
+    spaced,
+    top_k,
+)  # fmt: skip
 from model import T5, T5Config, read_safetensors
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -203,6 +222,214 @@ def test_a_batch_without_parts_is_all_label():
     assert told["rationale"] == 0 and told["label"] > 0
 
 
+# --- every teacher, every student -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two T5 teachers of one vocabulary with random weights, a third of another vocabulary, and a file of someone's rationales."""
+    root = tmp_path_factory.mktemp("world")
+    rows = read_examples("toy:80", "train")
+    train_vocabulary((text for e in rows for text in (e.premise, e.hypothesis, *e.explanations)), root / "spiece.model", 300)
+    train_vocabulary((e.premise for e in rows), root / "other.model", 200)
+    for name, seed, vocabulary in (("a", 1, "spiece.model"), ("b", 2, "spiece.model"), ("c", 3, "other.model")):
+        torch.manual_seed(seed)
+        size = T5Config(vocab_size=Tokenizer(root / vocabulary).vocab_size, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2, dropout_rate=0.0,
+                        feed_forward_proj="gated-gelu", tie_word_embeddings=False)  # fmt: skip
+        T5(size).save_pretrained(root / name)
+        shutil.copy(root / vocabulary, root / name / "spiece.model")
+    wrong = {"entailment": "neutral", "neutral": "contradiction", "contradiction": "entailment"}
+    secret = read_examples("toy", "test", 1)
+    lines = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": e.label if i % 4 else wrong[e.label], "rationale": "it is so.",
+              "source": "someone"} for i, e in enumerate(rows + secret)]  # fmt: skip
+    (root / "words.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+def settings(world, tmp_path, **other):
+    return Config(**dict(student="nano", data="toy:80", device="cpu", out_dir=str(tmp_path), name="run", batch_size=8, lr=3e-3, warmup_steps=0, max_steps=400,
+                         vocabulary=str(world / "spiece.model"), eval_rows=8, max_target=24) | other)  # fmt: skip
+
+
+def first_lessons(parts, count=2):
+    trainer, _, rows, weights, _ = parts
+    return [lesson(trainer.config, rows, weights, task, range(8 * i, 8 * i + 8)) for i in range(count) for task in trainer.config.tasks]
+
+
+TEACHERS = {"one": "a", "two, fixed": "a@3+b", "two, by confidence": "a+b", "cached": "a", "on policy": "a", "and a file": "a+words.jsonl"}
+STUDENTS = {"size": dict(student="nano"), "shape": dict(student="nano", student_layers=1, student_width=32), "cut": dict(student="cut", student_layers=2),
+            "folder": dict(student="b"), "selective": dict(student="b", train_only="last1|norm"), "LoRA": dict(student="b", lora_rank=2)}  # fmt: skip
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_every_loss_with_every_teacher_and_student(world, tmp_path, teacher, student):
+    chosen = {k: str(world / v) if v == "b" else v for k, v in STUDENTS[student].items()}
+    extra = {"cached": {"teacher_cache": str(tmp_path / "cache")}, "on policy": {"on_policy": 1.0}, "two, by confidence": {"teacher_mix": "confidence"}}
+    names = "+".join(str(world / name) for name in TEACHERS[teacher].split("+"))
+    parts = prepare(settings(world, tmp_path, teacher=names, kd_weight=1.0, lr=2e-3, **chosen, **extra.get(teacher, {})))
+    trainer, batches = parts[0], first_lessons(parts, 1)
+    start = copy.deepcopy(trainer.state_dict())
+    for kind in KINDS:
+        trainer.config = replace(trainer.config, kd_loss=kind)
+        trainer.load_state_dict(copy.deepcopy(start))  # each loss from the same weights
+        losses = [trainer.step(batches)["loss"] for _ in range(3)]
+        assert all(map(math.isfinite, losses)) and (teacher == "on policy" or losses[-1] < losses[0]), (kind, losses)
+
+
+def test_illegal_combinations_say_why(world, tmp_path):
+    with pytest.raises(DataError, match="another vocabulary.*kd_weight=0 and teacher_writes"):
+        prepare(settings(world, tmp_path, teacher=str(world / "c"), kd_weight=1.0))
+    with pytest.raises(DataError, match="5 layers can't be cut from 3"):
+        prepare(settings(world, tmp_path, teacher=str(world / "a"), student="cut", student_layers=5))
+    with pytest.raises(DataError, match="names no parameter"):
+        prepare(settings(world, tmp_path, train_only="nowhere"))
+    for bad in (dict(on_policy=0.5), dict(student="x/y", student_width=8), dict(student="x/y", student_layers=2), dict(label_weight=0.0, rationale_weight=0.0),
+                dict(teacher_cache="x", on_policy=0.5, kd_weight=1.0)):  # fmt: skip
+        with pytest.raises(DataError, match=next(iter(bad))):
+            Config(**bad)
+    with pytest.raises(DataError, match="needs a T5 as its teacher"):
+        main(["configs/tiny_teacher.py", "--kd_weight=1", f"--teacher={world / 'words.jsonl'}"])
+
+
+def test_a_cut_student_has_evenly_spaced_layers_of_its_teacher():
+    assert [spaced(12, n) for n in (1, 2, 3, 6, 12)] == [[0], [0, 11], [0, 6, 11], [0, 2, 4, 7, 9, 11], list(range(12))]
+    torch.manual_seed(0)
+    teacher = T5(T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=24, num_layers=5, num_decoder_layers=3, num_heads=2))
+    student = cut_student(teacher, 2)
+    assert student.config.num_layers == student.config.num_decoder_layers == 2
+    theirs = dict(teacher.named_parameters())
+    for name, p in student.named_parameters():
+        for mine, his in (("encoder.blocks.1", "encoder.blocks.4"), ("decoder.blocks.1", "decoder.blocks.2")):
+            name = name.replace(mine, his)
+        assert torch.equal(p, theirs[name]), name
+
+
+def test_only_what_a_pattern_names_learns():
+    for pattern, learns in (("decoder|norm", lambda n: n.startswith("decoder") or "norm" in n),
+                            ("^(?!shared|lm_head)", lambda n: n[:6] not in ("shared", "lm_hea")),
+                            ("last1", lambda n: ".blocks.0" in n)):  # fmt: skip
+        student = net(0)
+        before = {n: p.clone() for n, p in student.named_parameters()}
+        trainer = Trainer(student, [net(1)], Config(**SETTINGS | dict(train_only=pattern, weight_decay=0.1)))
+        trainer.step([batch()])
+        moved = {n for n, p in student.named_parameters() if not torch.equal(p, before[n])}
+        assert moved == {n for n in before if learns(n)}, pattern
+
+
+def test_lora_moves_each_matrix_by_the_gradient_of_its_factors():
+    student, b = net(0), batch()
+    trainer = Trainer(student, [], Config(**SETTINGS | dict(kd_weight=0.0, lora_rank=2, lora_alpha=6.0, weight_decay=0.0, grad_clip=1e9)))
+    before = {n: p.clone() for n, p in student.named_parameters()}
+    for _ in range(3):
+        trainer.step([b])
+    names = [n for n, p in before.items() if p.dim() == 2 and ".blocks." in n]
+    assert {n for n, p in student.named_parameters() if not torch.equal(p, before[n])} == set(names)
+    A, B = ([x.detach().clone().requires_grad_() for x in xs] for xs in (trainer.lora.A, trainer.lora.B))
+    merged = before | {n: before[n] + 3.0 * b_ @ a for n, a, b_ in zip(names, A, B, strict=True)}
+    for n, p in student.named_parameters():  # the network holds the sum
+        torch.testing.assert_close(p.detach(), merged[n].detach())
+    logits = torch.func.functional_call(student, merged, (b.source, T5.shift_right(b.labels), b.source_mask))
+    valid, label = b.labels != -100, (b.labels != -100) & b.label_tokens
+    ce = F.cross_entropy(logits.flatten(0, 1), b.labels.flatten(), ignore_index=-100, reduction="none").view(b.labels.shape)
+    want = torch.autograd.grad(ce[label].mean() + 0.5 * ce[valid & ~label].mean(), (*A, *B))
+    got = []
+    trainer.optimizer.step = lambda: got.extend(p.grad.clone() for p in trainer.learning)
+    trainer.step([b])
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-6)
+
+
+def test_a_cache_holds_the_teachers_words_is_asked_once_and_refuses_strangers(world, tmp_path):
+    config = settings(world, tmp_path, teacher=str(world / "a"), kd_weight=1.0, teacher_cache=str(tmp_path / "cache"), top_k=5, temperature=2.0)
+    parts = prepare(config)
+    cached, batches = parts[0].teachers[0], first_lessons(parts)
+    asked, live = [], cached.live
+    cached.live = lambda: asked.append(1) or live()
+    model = T5.from_pretrained(world / "a")
+    for b in batches + batches:
+        valid = b.labels != -100
+        found = cached(b, valid)(slice(None))
+        logits = model(b.source, T5.shift_right(b.labels), b.source_mask)[valid][:, : parts[1].vocab_size]
+        want = top_k(logits, 5, 2.0)
+        torch.testing.assert_close(found.log_probs, want.log_probs, rtol=0, atol=4e-3)
+        assert (found.ids == want.ids).float().mean() > 0.99
+    assert len(asked) == len(batches)
+    again = prepare(replace(config, name="again", seed=2))[0].teachers[0]  # another run goes on with the same file
+    again.live = None
+    again(batches[0], batches[0].labels != -100)
+    for other, says in ((dict(temperature=1.0), "temperature"), (dict(data="toy:90"), "data"), (dict(format="predict"), "format"), (dict(top_k=6), "top_k")):
+        with pytest.raises(DataError, match=f"another {says}"):
+            prepare(replace(config, name="other", **other))
+    shutil.copytree(world / "b", tmp_path / "new" / "a")
+    with pytest.raises(DataError, match="another teacher"):
+        prepare(replace(config, name="other", teacher=str(tmp_path / "new" / "a")))
+
+
+def test_teachers_are_mixed_by_weight_or_by_how_well_each_foretells_the_example():
+    student, a, b, x = net(0), net(1), net(2), batch(3)
+    valid = x.labels != -100
+    logits, *taught = (m(x.source, T5.shift_right(x.labels), x.source_mask) for m in (student, a, b))
+    kl = [(t.softmax(-1) * (t.log_softmax(-1) - logits.log_softmax(-1))).sum(-1) for t in taught]
+    sure = []
+    for t in taught:
+        lp = t.log_softmax(-1).gather(-1, x.labels.clamp(min=0)[..., None])[..., 0]
+        sure.append([lp[i][valid[i]].mean().item() for i in range(3)])
+    trust = {"fixed": [[0.75] * 3, [0.25] * 3],
+             "confidence": [[3 * math.exp(p) / (3 * math.exp(p) + math.exp(q)) for p, q in zip(*sure, strict=True)],
+                            [math.exp(q) / (3 * math.exp(p) + math.exp(q)) for p, q in zip(*sure, strict=True)]]}  # fmt: skip
+    for how, weights in trust.items():
+        config = Config(**SETTINGS | dict(temperature=1.0, teacher="a@3+b", teacher_mix=how))
+        told = Trainer(net(0), [net(1), net(2)], config).step([x])
+        want = 0.0
+        for part in (valid & x.label_tokens, valid & ~x.label_tokens):
+            want += sum((kl[k] * torch.tensor(weights[k])[:, None])[part].sum().item() for k in range(2)) / part.sum().item() / 2
+        assert told["kd"] == pytest.approx(want, rel=1e-4), how
+        assert told["kd a"] == pytest.approx(sum(kl[0][m].mean().item() for m in (valid & x.label_tokens, valid & ~x.label_tokens)) / 2, rel=1e-4)
+
+
+def test_on_policy_the_student_writes_and_only_the_teacher_judges():
+    torch.manual_seed(5)
+    student, teacher, b = net(0), net(1), batch()
+    trainer = Trainer(student, [teacher], Config(**SETTINGS | dict(on_policy=1.0, max_target=7, temperature=1.0)))
+    before, seen = trainer.own_words, []
+    trainer.own_words = lambda batch: seen.append(before(batch)) or seen[-1]
+    untaught = {n: p.clone() for n, p in student.named_parameters()}
+    told = trainer.step([b])
+    (own,) = seen
+    assert own.labels.shape[1] <= 7 and all(row[row != -100][-1] == 1 for row in own.labels) and not torch.equal(own.labels, b.labels)
+    logits = torch.func.functional_call(student, untaught, (own.source, T5.shift_right(own.labels), own.source_mask))
+    taught = teacher(own.source, T5.shift_right(own.labels), own.source_mask)
+    want = distillation_loss(logits, taught, own.labels != -100).item()
+    assert told["kd"] == pytest.approx(want, rel=1e-4) and told["loss"] == pytest.approx(0.7 * want, rel=1e-4)
+
+
+def test_a_files_rationales_are_kept_dropped_or_weighed_down_and_its_held_out_premises_left_out(world, tmp_path, capsys):
+    for share, rows in ((1.0, 160), (0.0, 140), (0.5, 160)):
+        parts = prepare(settings(world, tmp_path / str(share), teacher=f"{world / 'words.jsonl'}@2", other_labels=share))
+        assert len(parts[3]) == rows and sorted(set(parts[3])) == sorted({1.0, 2.0} | ({2 * share} if share else set()))
+        assert "81 answers, 1 of them to held-out premises (left out), 20 with another label than gold" in capsys.readouterr().out
+
+
+def test_rows_count_as_much_as_their_weight_says():
+    b = batch(4)
+    twice, _ = after([rows_of(b, 0, 1, 1, 2, 3, 3, 3)])
+    weighed, _ = after([Lesson(**vars(b), weights=torch.tensor([1.0, 2.0, 1.0, 3.0]))])
+    for name in ("loss", "label", "rationale", "kd"):
+        assert weighed[name] == pytest.approx(twice[name], rel=1e-4), name
+
+
+def test_all_of_a_rows_explanations_are_learnt(world, tmp_path):
+    examples = read_examples("toy", "validation", 5)
+    assert [len(e.explanations) for e in examples] == [3] * 5
+    tokenizer = Tokenizer(world / "spiece.model")
+    for explanations, rows in ((0, 15), (2, 10), (1, 5)):
+        config = settings(world, tmp_path, explanations=explanations)
+        found, weights = encode_all(config, tokenizer, [(e, 1.0) for e in examples])
+        assert len(weights) == rows and len({tuple(target) for _, target, _ in found["explain"]}) == rows
+        assert len(encode_all(replace(config, format="predict"), tokenizer, [(e, 1.0) for e in examples])[1]) == 5
+
+
 COMMAND = [sys.executable, "distill.py", "configs/tiny_teacher.py", "--data=toy:600", "--student=nano", "--max_steps=24", "--eval_every=8",
            "--save_every=4", "--log_every=2", "--eval_rows=20", "--test_rows=30", "--batch_size=16"]  # fmt: skip
 
@@ -229,11 +456,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
 
 
 def test_settings_are_cast_and_checked():
-    assert cast("lr", "1") == 1.0 and cast("out_dir", "2024") == "2024" and cast("teacher_writes", "true") is True and cast("max_steps", "1e3") == 1000
+    assert cast("lr", "1") == 1.0 and cast("out_dir", "2024") == "2024" and cast("max_steps", "1e3") == 1000
     runs, origin = read_settings(["configs/tiny.py", "--temperature=1,2", "--seed=3"])
     assert [r["temperature"] for r in runs] == [1.0, 2.0] and len({r["name"] for r in runs}) == 2 and origin["seed"] == "command line"
     for key, value, says in (("kd_wieght", "1", "did you mean kd_weight"), ("lr", "fast", "not a number"), ("max_steps", "1.5", "not a whole number"),
-                             ("teacher_writes", "yes", "true or false")):  # fmt: skip
+                             ("baselines", "yes", "only be set in a config file")):  # fmt: skip
         with pytest.raises(DataError, match=says):
             cast(key, value)
     for bad in (dict(kd_loss="kl"), dict(batch_size=0), dict(temperature=0.0), dict(format="both")):
