@@ -755,9 +755,10 @@ def train(config, origin):
     settings = json.loads(json.dumps(asdict(config)))
     if (folder / "run.json").is_file():
         run = read_run(folder)
-        differ = [k for k in settings if settings[k] != run["settings"].get(k)]
+        was = {**asdict(Config()), **run["settings"]}  # a setting younger than the run stood at its default
+        differ = [k for k in settings if settings[k] != was[k]]
         if differ:
-            raise DataError(f"{folder} holds another run: its {differ[0]} is {run['settings'].get(differ[0])!r}, not {settings[differ[0]]!r}; "
+            raise DataError(f"{folder} holds another run: its {differ[0]} is {was[differ[0]]!r}, not {settings[differ[0]]!r}; "
                             "choose another --name, or delete the folder")  # fmt: skip
         if run.get("finished"):
             print(f"{folder} is finished")
