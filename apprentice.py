@@ -38,13 +38,17 @@ class Decoder:
 
     def __init__(self, model, source, source_mask, num_beams, steps):
         self.model, self.K, self.length = model, num_beams, 0
+        model.pack()
         memory = model.encode(source, source_mask)  # (B, S, d)
         B, config = len(source), model.config
-        self.memory_mask = None if source_mask is None else source_mask[:, None, None, :]
+        self.memory_mask = None
+        if source_mask is not None and not source_mask.all():
+            self.memory_mask = memory.new_zeros(B, 1, 1, source.shape[1]).masked_fill(~source_mask[:, None, None], -math.inf)
         self.cross = [block.cross.split(block.cross.kv(memory)) for block in model.decoder.blocks]  # a layer: two of (B, H, S, k)
         empty = memory.new_zeros(2, B, config.num_heads, steps * num_beams, config.d_kv)
         self.cache = [empty.clone() for _ in model.decoder.blocks]
-        self.bias = model.decoder.position_bias(steps, steps)[0, :, -1]  # (H, steps): the last step's view of all before it
+        bias = model.decoder.position_bias(steps, steps)[:, :, -1:]  # (1, H, 1, steps): the last step's view of all before it
+        self.bias = bias.repeat_interleave(num_beams, dim=-1)  # (1, H, 1, slots)
         self.seen = torch.zeros(B, 1, num_beams, steps * num_beams, dtype=torch.bool, device=source.device)
 
     def step(self, tokens):
@@ -52,25 +56,25 @@ class Decoder:
         model, K, start = self.model, self.K, self.length * self.K
         here = slice(start, start + K)
         self.length += 1
-        bias = self.bias[:, -self.length :].repeat_interleave(K, dim=-1)[None, :, None]  # (1, H, 1, slots)
+        bias = self.bias[..., -start - K :]  # (1, H, 1, slots so far)
         if K > 1:
             self.seen[..., here] = torch.eye(K, dtype=torch.bool, device=tokens.device)
             bias = bias.masked_fill(~self.seen[..., : start + K], -math.inf)  # (B, H, K, slots)
         x = model.shared(tokens)
         for block, cache, (k, v) in zip(model.decoder.blocks, self.cache, self.cross, strict=True):
-            q, *kv = block.attention.split(block.attention.qkv(block.attention_norm(x)))
-            cache[0, :, :, here], cache[1, :, :, here] = kv
+            qkv = block.attention.split(block.attention.qkv(block.attention_norm(x)))  # (3, B, H, K, k)
+            q, cache[:, :, :, here] = qkv[0], qkv[1:]
             keys, values = cache[:, :, :, : start + K]
             y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=1.0)
             x = x + block.attention.out(y.transpose(1, 2).flatten(2))
-            (q,) = block.cross.split(block.cross.q(block.cross_norm(x)))
+            q = block.cross.split(block.cross.q(block.cross_norm(x)))[0]
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.memory_mask, scale=1.0)
             x = x + block.cross.out(y.transpose(1, 2).flatten(2))
             x = x + block.ff(block.ff_norm(x))
         x = model.decoder.norm(x)
         if model.lm_head is None:
             x = x * model.config.d_model**-0.5
-        return F.linear(x, model.head)
+        return model.unembed.product(x)
 
     def follow(self, parents):
         """parents (B, K): the beam that each beam goes on from."""

@@ -40,6 +40,61 @@ def test_save_and_load_keep_every_number(tmp_path, tied):
     assert torch.equal(net(x, x), again(x, x)) and again.config == net.config
 
 
+@pytest.mark.parametrize("rows", [(1,), (3, 1), (2, 5)])
+def test_products_and_their_gradients_are_those_of_float64(rows):
+    torch.manual_seed(0)
+    x, w, dy = torch.randn(*rows, 24, requires_grad=True), torch.randn(40, 24, requires_grad=True), torch.randn(*rows, 40)
+    y = m.product(x, w)
+    xd, wd = x.detach().double().requires_grad_(), w.detach().double().requires_grad_()
+    yd = xd @ wd.T
+    for got, want in zip((y, *torch.autograd.grad(y, (x, w), dy)), (yd, *torch.autograd.grad(yd, (xd, wd), dy.double())), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    assert m.product(x.detach(), w).requires_grad and not m.product(x.detach(), w.detach()).requires_grad
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_weights_change_nothing_and_are_never_stale(tied):
+    net, other = small(tied), small(tied, seed=1)
+    x = torch.randint(2, 50, (3, 6))
+    with torch.no_grad():
+        plain, want = net(x, x), other(x, x)
+        net.pack()
+        torch.testing.assert_close(net(x, x), plain)
+        net.load_state_dict(other.state_dict())  # the weights change under the packed copies
+        torch.testing.assert_close(net(x, x), want)
+        net.pack()
+        torch.testing.assert_close(net(x, x), want)
+    assert net.state_dict().keys() == other.state_dict().keys()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
+    net(x, x).sum().backward()  # the gradients go past the packed copies, even in eval mode
+    assert all(p.grad is not None for p in net.parameters())
+    optimizer.step()
+    again = small(tied)
+    again.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, x), again(x, x), rtol=0, atol=1e-6)
+        net.pack()
+        torch.testing.assert_close(net(x, x), again(x, x))
+    net(x, x)
+    assert not any(vars(part).get("packed") for part in net.modules())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_int8_is_near_and_says_what_it_cannot(tmp_path, tied):
+    net = small(tied)
+    net.save_pretrained(tmp_path)
+    quick = T5.from_pretrained(tmp_path, dtype="int8")
+    x = torch.randint(2, 50, (8, 20))
+    quick.pack()  # as generate does: changes nothing here
+    a, b = net(x, x), quick(x, x)
+    assert 0 < (a - b).norm() / a.norm() < 0.03
+    first, second = a.topk(2).values.unbind(-1)
+    clear = first - second > 0.1 * a.std()
+    assert clear.sum() > 80 and (a.argmax(-1) == b.argmax(-1))[clear].float().mean() > 0.99
+    with pytest.raises(CheckpointError, match="int8"):
+        quick.save_pretrained(tmp_path)
+
+
 def test_shift_right_starts_with_pad_and_hides_ignored():
     assert T5.shift_right(torch.tensor([[7, 8, 1], [9, 1, -100]])).tolist() == [[0, 7, 8], [0, 9, 1]]
 
