@@ -1,0 +1,388 @@
+"""What a model costs, and what a smaller one saves: the compression analysis.
+
+    python bench.py                                    the built-in sizes nano, micro and small on random weights    (2 minutes, 2 cores)
+    python bench.py out/tiny out/tiny_teacher          trained runs side by side, with what evaluate.py found
+    python bench.py google/flan-t5-small base          checkpoint folders, hub names and sizes mix
+    python bench.py small --against=transformers       the same tokens asked of transformers, in turns in one process
+    python bench.py small --growth                     how time and memory grow with each length, and how they should (2 minutes)
+
+An answer is 32 greedy tokens from 64 of a source, neither more nor fewer, so that models compare; batch x beams is 1 x 1 for latency,
+also 1 x 4, 16 x 1 and 16 x 4 for tokens a second. --device=cpu,cuda (both where there is a GPU) and --dtype=float32,bfloat16,int8 (int8
+on a CPU only) choose; --seconds=1 is given to each figure, a median of three rounds at least. Each model and dtype has a process of
+its own, is warmed up, and a GPU is waited for.
+
+multiply-adds  of an answer, from the shapes: all products of matrices; no norms, softmaxes or look-ups
+memory, peak   bytes that the process holds after an answer, and at most while it writes one, at 1 x 1: less what it held before it
+               loaded the model (Linux: VmRSS and VmHWM, so the libraries' buffers count; GPU: what torch allocates)
+load           seconds from folder to model, Python and torch already there; the system may hold the file in its cache
+
+Results, with every raw time: RUN/bench.json for run folders; for all, bench.json and cost.png (growth.json and growth.png) in out/bench
+or --out=FOLDER. With --json the last line of the output is that JSON. Read next: distill.py, which makes the runs.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
+from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from apprentice import generate, options, run_main
+from data import DataError
+from model import SIZES, T5, T5Config, fetch, replace_file
+
+# --- on paper ---------------------------------------------------------------------------------------------------------
+
+
+def parameters_by_part(config):
+    """{"embedding": n, "encoder": n, "decoder": n, "head": n}; the head of a v1.0 is its embedding and counts there."""
+    with torch.device("meta"):
+        model = T5(config)
+    parts = {"embedding": model.shared, "encoder": model.encoder, "decoder": model.decoder, "head": model.lm_head}
+    return {name: sum(p.numel() for p in part.parameters()) if part else 0 for name, part in parts.items()}
+
+
+def multiply_adds(config, source_tokens, new_tokens, batch=1, num_beams=1):
+    """{"encoder": n, "cross": n, "decoder": n, "head": n} for a batch of answers: the least that the mathematics asks.
+
+    A product (a, b) x (b, c) is a*b*c of them, attention to n keys 2*n*H*k a query (scores, then the weighted sum). The decoder's t-th
+    token sees t tokens. The source's keys and values ("cross") are made once, however many the beams."""
+    S, T, d, inner = source_tokens, new_tokens, config.d_model, config.num_heads * config.d_kv
+    ff = d * config.d_ff * (3 if config.feed_forward_proj == "gated-gelu" else 2)
+    step = 6 * d * inner + ff  # q, k, v and out of self-attention; q and out of cross-attention
+    return {"encoder": batch * config.num_layers * (S * (4 * d * inner + ff) + 2 * S * S * inner),
+            "cross": batch * config.num_decoder_layers * S * 2 * d * inner,
+            "decoder": batch * num_beams * config.num_decoder_layers * (T * step + 2 * inner * (T * (T + 1) // 2 + T * S)),
+            "head": batch * num_beams * T * d * config.vocab_size}  # fmt: skip
+
+
+# --- measured, in a process of its own --------------------------------------------------------------------------------
+
+
+def in_fresh_process(function, *args):
+    """function(*args) as a new Python process finds it: nothing that ran before holds its memory or has warmed its caches."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def high_water(device, call):
+    """-> (bytes that this process held before call(), what it returned, bytes that it held at most), None where the system keeps it back"""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated(), call(), torch.cuda.max_memory_allocated()  # worked out from left to right
+
+    def status(key):
+        return 1024 * int(Path("/proc/self/status").read_text().split(key)[1].split()[0])
+
+    if not Path("/proc/self/clear_refs").exists():
+        return None, call(), None
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system, so that using it again shows
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    return status("VmRSS:"), call(), status("VmHWM:")
+
+
+def less(a, b):
+    """a - b, None where the system told neither."""
+    return None if a is None else a - b
+
+
+def in_turns(calls, seconds, device):
+    """{name: function} -> {name: [seconds, …]}, called in turns so that a slow moment of the machine strikes all alike: three rounds,
+    and more until the time is spent."""
+    times, begin = {name: [] for name in calls}, time.perf_counter()
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    rounds = 0
+    while rounds < 3 or (time.perf_counter() - begin < seconds and rounds < 1000):
+        for name, call in calls.items():
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            times[name].append(time.perf_counter() - start)
+        rounds += 1
+    return times
+
+
+def measure(folder, dtype, device, points, seconds, peer=False):
+    """One model in one dtype at each point (source tokens, new tokens, batch, beams) -> {"load_seconds", "memory_bytes", "points": [{
+    "seconds": raw, "peer_seconds": transformers' with peer=True, "peak_bytes", "extra_bytes": the peak's part above memory_bytes}]}"""
+
+    def programs(S, T, batch, beams):
+        x = torch.randint(3, model.config.vocab_size, (batch, S), generator=torch.Generator().manual_seed(0)).to(device)
+        mask, same = torch.ones_like(x), {"num_beams": beams, "min_new_tokens": T, "max_new_tokens": T}
+        yield "seconds", lambda: generate(model, x, mask.bool(), **same)
+        if theirs:
+            yield "peer_seconds", lambda: theirs.generate(input_ids=x, attention_mask=mask, do_sample=False, **same)
+
+    with torch.device("meta"):  # this and the next line bring the libraries in, which are no part of the model's figures
+        model, theirs = T5(SIZES["nano"]).eval(), None
+    generate(model.to_empty(device=device), torch.full((1, 64), 5, device=device), max_new_tokens=2, num_beams=2)
+    start = time.perf_counter()
+    empty, model, most = high_water(device, lambda: T5.from_pretrained(folder, dtype=dtype, device=device))
+    result = {"load_seconds": time.perf_counter() - start, "loading_bytes": less(most, empty), "points": []}
+    high_water(device, dict(programs(*points[0]))["seconds"])
+    result["memory_bytes"] = less(high_water(device, lambda: None)[0], empty)
+    if peer:
+        from transformers import T5ForConditionalGeneration
+
+        theirs = T5ForConditionalGeneration.from_pretrained(folder, dtype="float32" if dtype == "int8" else dtype).eval().to(device)
+    for point in points:
+        calls = dict(programs(*point))
+        rest, most = [high_water(device, call)[::2] for call in calls.values()][0]  # the first call of each also warms it up
+        extra = less(most, rest)
+        peak = None if extra is None else result["memory_bytes"] + extra
+        result["points"].append({**in_turns(calls, seconds, device), "peak_bytes": peak, "extra_bytes": extra})
+    return result
+
+
+# --- side by side -----------------------------------------------------------------------------------------------------
+
+POINTS = [(64, 32, batch, beams) for batch in (1, 16) for beams in (1, 4)]  # source tokens, new tokens; the first gives the latency
+
+
+
+def machine():
+    """What the figures are measured on, as bench.json tells it."""
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(": ")[1] for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.is_file() else []
+    return {"system": platform.platform(), "processor": (names or [platform.machine()])[0], "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}  # fmt: skip
+
+
+def find(name, work):
+    """A size, run folder, checkpoint folder or hub name -> (its folder, its T5Config). A size gets random weights, in the folder `work`."""
+    folder = Path(work) / name if name in SIZES else fetch(name)
+    if not folder.is_dir():
+        torch.manual_seed(0)
+        T5(SIZES[name]).save_pretrained(folder)
+    return folder, T5Config.from_file(folder / "config.json")
+
+
+def report(name, folder, config, measured):
+    """All about one model, as bench.json holds it. measured: {"float32", "bfloat16 on cuda", …: what `measure` gives for POINTS}"""
+    parts, products = parameters_by_part(config), multiply_adds(config, *POINTS[0])
+    weights = [p.stat().st_size for pattern in ("model*.safetensors", "pytorch_model*.bin") for p in folder.glob(pattern)]
+    result = {"name": name, "parameters": sum(parts.values()), "parts": parts, "disk_bytes": sum(weights), "memory_bytes": {},
+              "multiply_adds": sum(products.values()), "multiply_adds_of": products, "latency_ms": {}, "throughput": [], "peak_bytes": {},
+              "load_seconds": next(iter(measured.values()))["load_seconds"], "accuracy": None, "rougeL": None, "raw": measured}  # fmt: skip
+    for dtype, found in measured.items():
+        alone = found["points"][0]
+        median, p95 = 1e3 * np.quantile(alone["seconds"], (0.5, 0.95))
+        result["latency_ms"][dtype] = {"median": median, "p95": p95}
+        result["memory_bytes"][dtype], result["peak_bytes"][dtype] = found["memory_bytes"], alone["peak_bytes"]
+        for (_, T, batch, beams), point in zip(POINTS, found["points"], strict=True):
+            row = {"dtype": dtype, "batch": batch, "num_beams": beams, "tokens_per_second": batch * T / np.median(point["seconds"])}
+            if "peer_seconds" in point:
+                row["times_transformers"] = list(np.quantile(np.divide(point["peer_seconds"], point["seconds"]), (0, 0.5, 1)))
+            result["throughput"].append(row)
+    if (folder / "eval.json").is_file():
+        try:
+            found = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+            result |= {"accuracy": found["accuracy"], "rougeL": found["reasons"]["rougeL"]["f"] if found["reasons"] else None}
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{folder / 'eval.json'} is not what evaluate.py writes: python evaluate.py {name} makes it anew") from None
+    return result
+
+
+def print_table(title, rows):
+    """Print {name: {column: number, text or None}} under a title, numbers with three digits and k, M, G or T for thousands."""
+
+    def text(cell):
+        if not isinstance(cell, (int, float)):
+            return cell or "–"
+        power = min((len(str(int(cell))) - 1) // 3, 4)
+        return f"{cell / 1000**power:#.3g}".rstrip(".") + ("", " k", " M", " G", " T")[power]
+
+    lines = [("", *next(iter(rows.values()))), *((name, *map(text, row.values())) for name, row in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(f"\n{title}")
+    for first, *rest in lines:
+        print("  ".join([first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))]))
+
+
+def print_report(results):
+    """Each model's parts; what it costs in each dtype; how many times less than the largest; how many times as fast as the peer."""
+    print_table("Parameters", {r["name"]: {**r["parts"], "all": r["parameters"]} for r in results})
+    rows, beside, peer = {}, {}, {}
+    for r, dtype in [(one, d) for one in sorted(results, key=lambda one: -one["parameters"]) for d in one["latency_ms"]]:
+        rates = {f"{t['batch']} x {t['num_beams']}": t for t in r["throughput"] if t["dtype"] == dtype}
+        row = {"parameters": r["parameters"], "disk": r["disk_bytes"], "memory": r["memory_bytes"][dtype], "peak": r["peak_bytes"][dtype],
+               "load s": r["raw"][dtype]["load_seconds"], "multiply-adds": r["multiply_adds"], "ms": r["latency_ms"][dtype]["median"],
+               "p95": r["latency_ms"][dtype]["p95"], **{cell: t["tokens_per_second"] for cell, t in rates.items()}}  # fmt: skip
+        rows[name := f"{r['name']} {dtype}"] = row
+        first, most = next(iter(rows.items()))
+        beside[name] = {k: v and (v / most[k] if k in rates else most[k] / v) for k, v in row.items()}
+        beside[name] |= {k: r[k] and 100 * r[k] for k in ("accuracy", "rougeL")}
+        peer[name] = {k: "{1:.2f} ({0:.2f} to {2:.2f})".format(*t["times_transformers"]) for k, t in rates.items() if "times_transformers" in t}
+    print_table("Bytes, seconds to load, ms an answer alone, and new tokens a second at batch x beams", rows)
+    print_table(f"How many times less than {first} (tokens a second: more); accuracy and ROUGE-L in %", beside)
+    if peer[name]:
+        print_table("Times as fast as transformers (its float32 beside our int8): median of the rounds, lowest to highest", peer)
+
+
+def picture_of_cost(results, path):
+    """Accuracy against latency where accuracies are known, else parameters against latency; areas are bytes of memory."""
+    shown = [r for r in results if r["accuracy"] is not None]
+    known, shown = bool(shown), shown or results
+    largest = max(n for r in shown for n in r["memory_bytes"].values())
+    markers = dict(zip(dict.fromkeys(d for r in shown for d in r["latency_ms"]), "os^Dv", strict=False))
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for i, r in enumerate(shown):
+        y = 100 * r["accuracy"] if known else r["parameters"]
+        times = [ms["median"] for ms in r["latency_ms"].values()]
+        axes.scatter(times, [y] * len(times), [3000 * n / largest for n in r["memory_bytes"].values()], color=f"C{i}", alpha=0.2, linewidth=0)
+        axes.plot(times, [y] * len(times), color=f"C{i}", linewidth=1, label=r["name"])
+        for x, dtype in zip(times, r["latency_ms"], strict=True):
+            axes.plot(x, y, markers[dtype], color=f"C{i}", markersize=5)
+    for dtype, marker in markers.items():
+        axes.plot([], [], marker, color="grey", markersize=5, label=dtype)
+    axes.set(xlabel="ms an answer at batch 1", ylabel="accuracy, % (evaluate.py's, in float32)" if known else "parameters",
+             title="area: bytes in memory", xscale="log", yscale="linear" if known else "log")  # fmt: skip
+    axes.margins(0.15)
+    axes.grid(alpha=0.2)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(path)
+
+
+# --- how cost grows ---------------------------------------------------------------------------------------------------
+
+AXES = {  # what varies -> points (source tokens, new tokens, batch, beams); a single new token shows the encoder
+    "source tokens": [(n, 1, 1, 1) for n in (16, 32, 64, 128, 256, 512, 1024)],
+    "new tokens": [(64, n, 1, 1) for n in (4, 8, 16, 32, 64, 128, 256)],
+    "batch": [(64, 8, n, 1) for n in (1, 2, 4, 8, 16, 32, 64)],
+    "beams": [(64, 16, 1, n) for n in (1, 2, 4, 8, 16)],
+}
+
+
+def exponent(xs, ys):
+    """The slope of log y over log x by least squares over the upper half, where costs that stay the same hide it least."""
+    half = len(xs) // 2
+    return np.polyfit(np.log(xs[half:]), np.log(ys[half:]), 1)[0]
+
+
+def grow(name, dtype, device, opt, work):
+    """Time and memory along AXES, and over sizes -> {axis: {"values", "seconds", "extra_bytes", "multiply_adds", "exponents", "raw"}}"""
+    folder, config = find(name, work)
+    jobs = [(axis, [p[i] for p in points], folder, config, points) for i, (axis, points) in enumerate(AXES.items())]
+    for size in ("nano", "micro", "small", "base"):
+        jobs.append(("parameters", [sum(parameters_by_part(SIZES[size]).values())], *find(size, work), [(64, 8, 1, 1)]))
+    found = {}
+    for axis, values, place, shape, points in tqdm(jobs, desc="growth", unit="axis"):
+        raw = in_fresh_process(measure, place, dtype, device, points, opt["seconds"])["points"]
+        new = {"values": values, "seconds": [float(np.median(p["seconds"])) for p in raw], "extra_bytes": [p["extra_bytes"] for p in raw],
+               "multiply_adds": [sum(multiply_adds(shape, *p).values()) for p in points], "raw": raw}  # fmt: skip
+        found[axis] = {k: found[axis][k] + v for k, v in new.items()} if axis in found else new
+    for part in found.values():
+        part["exponents"] = {key: exponent(part["values"], part[key]) for key in ("seconds", "multiply_adds", "extra_bytes") if None not in part[key]}
+    return found
+
+
+def picture_of_growth(found, about, path):
+    """Time above, memory below, an axis a column, all logarithmic; dashed: the multiply-adds, laid through the last point."""
+    figure = Figure(figsize=(3.2 * len(found), 6), dpi=130, layout="constrained")
+    figure.suptitle(about)
+    for column, (axis, part) in enumerate(found.items()):
+        slopes, asked = part["exponents"], np.array(part["multiply_adds"])
+        top, bottom = figure.add_subplot(2, len(found), column + 1), figure.add_subplot(2, len(found), len(found) + column + 1)
+        top.plot(part["values"], part["seconds"], "o-", label=f"seconds, exponent {slopes['seconds']:.2f}")
+        top.plot(part["values"], asked * (part["seconds"][-1] / asked[-1]), "--", color="grey", label=f"multiply-adds, {slopes['multiply_adds']:.2f}")
+        if "extra_bytes" in slopes:
+            bottom.plot(part["values"], [n / 1e6 for n in part["extra_bytes"]], "o-C1", label=f"MB, exponent {slopes['extra_bytes']:.2f}")
+        for one in (top, bottom):
+            one.set(xscale="log", yscale="log", xlabel=axis, ylabel="" if column else "seconds" if one is top else "MB above the model")
+            one.margins(y=0.3)
+            one.grid(alpha=0.2)
+            one.legend(fontsize=8, loc="upper left")
+    figure.savefig(path)
+
+
+# --- python bench.py --------------------------------------------------------------------------------------------------
+
+
+def read_options(argv):
+    """Command line -> (names, options); --device and --dtype become lists."""
+    names, opt = options(argv, device="", dtype="", seconds=1.0, out="out/bench", against="", growth=False, json=False)
+    legal = {"device": ("cpu", "cuda")[: 1 + torch.cuda.is_available()], "dtype": ("float32", "bfloat16", "int8")}
+    for key, values in legal.items():
+        opt[key] = opt[key].split(",") if opt[key] else list(values)
+        if wrong := set(opt[key]) - set(values):
+            raise DataError(f"--{key}={min(wrong)}: here it can be {', '.join(values)}")
+    if opt["against"] not in ("", "transformers") or opt["against"] and not find_spec("transformers"):
+        raise DataError(f"--against={opt['against']}: it can be transformers, where that is installed (pip install transformers)")
+    if not opt["seconds"] >= 0:
+        raise DataError(f"--seconds={opt['seconds']} is below 0")
+    return names or (["small"] if opt["growth"] else ["nano", "micro", "small"]), opt
+
+
+def compare(names, opt, work):
+    """Measure every model in every dtype on every device -> the list of their reports."""
+    places, results = {name: find(name, work) for name in dict.fromkeys(names)}, []
+    jobs = [(device, dtype) for device in opt["device"] for dtype in opt["dtype"] if (device, dtype) != ("cuda", "int8")]
+    with tqdm(total=len(places) * len(jobs), unit="model") as bar:
+        for name, (folder, config) in places.items():
+            measured = {}
+            for device, dtype in jobs:
+                bar.set_description(f"{name} {dtype}")
+                try:
+                    found = in_fresh_process(measure, folder, dtype, device, POINTS, opt["seconds"], bool(opt["against"]))
+                    measured[dtype if device == "cpu" else f"{dtype} on {device}"] = found
+                except BrokenProcessPool:
+                    raise DataError(f"{name} in {dtype} on {device}: the system ended the process, most likely for want of memory") from None
+                bar.update()
+            results.append(report(name, folder, config, measured))
+    return results
+
+
+def main(argv=None):
+    """`python bench.py [RUN or SIZE ...] [--device=cpu] [--json] ...`"""
+    argv = sys.argv[1:] if argv is None else argv
+    if "-h" in argv or "--help" in argv:
+        print(__doc__)
+        return
+    names, opt = read_options(argv)
+    about = {"device": ", ".join(opt["device"]), "machine": machine(), "options": opt,
+             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", opt["against"]) if p}}}  # fmt: skip
+    on = f"{about['machine']['gpu'] if opt['device'] == ['cuda'] else about['machine']['processor']}, {torch.get_num_threads()} threads"
+    out = Path(opt["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        if opt["growth"]:
+            name, dtype, device = names[0], opt["dtype"][0], opt["device"][0]
+            print(f"How the cost of {name} ({dtype}, {on}) grows with {', '.join(AXES)} and parameters")
+            result = {**about, "name": name, "growth": grow(name, dtype, device, opt, work)}
+            print_table("Exponents over the upper half of each axis: what doubles costs 2^exponent as much", {
+                axis: {"from": str(part["values"][0]), "to": str(part["values"][-1]), **{k: f"{v:.2f}" for k, v in part["exponents"].items()}}
+                for axis, part in result["growth"].items()})  # fmt: skip
+            files = {out / "growth.json": result}
+            picture = out / "growth.png"
+            picture_of_growth(result["growth"], f"{name}, {dtype}: {on}", picture)
+        else:
+            print(f"{', '.join(names)} in {', '.join(opt['dtype'])} on {about['device']} ({on})")
+            result = {**about, "models": compare(names, opt, work)}
+            print_report(result["models"])
+            files = {Path(r["name"], "bench.json"): {**r, **about} for r in result["models"] if Path(r["name"], "run.json").is_file()}
+            files[out / "bench.json"] = result
+            picture = out / "cost.png"
+            picture_of_cost(result["models"], picture)
+    for place, content in files.items():
+        replace_file(place, (json.dumps(content, indent=1) + "\n").encode())
+    print("\nwrote", *files, picture)
+    if opt["json"]:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run_main(main)
