@@ -37,19 +37,19 @@ class Decoder:
     (one a step and beam) that lie on a beam's own path."""
 
     def __init__(self, model, source, source_mask, num_beams, steps):
-        self.model, self.K, self.length = model, num_beams, 0
         model.pack()
         memory = model.encode(source, source_mask)  # (B, S, d)
-        B, config = len(source), model.config
-        self.memory_mask = None
+        (B, S), K, H, k, layers = source.shape, num_beams, model.config.num_heads, model.config.d_kv, model.decoder.blocks
+        self.model, self.K, self.length = model, K, 0
+        numbers = torch.float32 if memory.device.type == "cpu" else memory.dtype  # what is kept is float32 where that is read faster
+        self.cross = [block.cross.split(block.cross.kv(memory)).to(numbers).contiguous() for block in layers]  # (2, B, H, S, k) each
+        self.cache = [memory.new_zeros(2, B, H, steps * K, k, dtype=numbers) for _ in layers]
+        bias = model.decoder.position_bias(steps, steps)[:, :, -1:].to(numbers)  # (1, H, 1, steps): the last step's view of all before it
+        self.bias = bias.repeat_interleave(K, dim=-1)  # (1, H, 1, slots)
+        self.memory_bias = None  # (B, 1, 1, S)
         if source_mask is not None and not source_mask.all():
-            self.memory_mask = memory.new_zeros(B, 1, 1, source.shape[1]).masked_fill(~source_mask[:, None, None], -math.inf)
-        self.cross = [block.cross.split(block.cross.kv(memory)) for block in model.decoder.blocks]  # a layer: two of (B, H, S, k)
-        empty = memory.new_zeros(2, B, config.num_heads, steps * num_beams, config.d_kv)
-        self.cache = [empty.clone() for _ in model.decoder.blocks]
-        bias = model.decoder.position_bias(steps, steps)[:, :, -1:]  # (1, H, 1, steps): the last step's view of all before it
-        self.bias = bias.repeat_interleave(num_beams, dim=-1)  # (1, H, 1, slots)
-        self.seen = torch.zeros(B, 1, num_beams, steps * num_beams, dtype=torch.bool, device=source.device)
+            self.memory_bias = torch.zeros(B, 1, 1, S, dtype=numbers, device=source.device).masked_fill(~source_mask[:, None, None], -math.inf)
+        self.seen = torch.zeros(B, 1, K, steps * K, dtype=torch.bool, device=source.device)
 
     def step(self, tokens):
         """tokens (B, K), the newest of every beam -> logits (B, K, V) of the next"""
@@ -61,20 +61,14 @@ class Decoder:
             self.seen[..., here] = torch.eye(K, dtype=torch.bool, device=tokens.device)
             bias = bias.masked_fill(~self.seen[..., : start + K], -math.inf)  # (B, H, K, slots)
         x = model.shared(tokens)
-        for block, cache, (k, v) in zip(model.decoder.blocks, self.cache, self.cross, strict=True):
+        for block, cache, cross in zip(model.decoder.blocks, self.cache, self.cross, strict=True):
             qkv = block.attention.split(block.attention.qkv(block.attention_norm(x)))  # (3, B, H, K, k)
-            q, cache[:, :, :, here] = qkv[0], qkv[1:]
-            keys, values = cache[:, :, :, : start + K]
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, scale=1.0)
-            x = x + block.attention.out(y.transpose(1, 2).flatten(2))
-            q = block.cross.split(block.cross.q(block.cross_norm(x)))[0]
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.memory_mask, scale=1.0)
-            x = x + block.cross.out(y.transpose(1, 2).flatten(2))
+            cache[:, :, :, here] = qkv[1:]
+            x = x + block.attention.attend(qkv[0], *cache[:, :, :, : start + K], bias)
+            (q,) = block.cross.split(block.cross.q(block.cross_norm(x)))
+            x = x + block.cross.attend(q, *cross, self.memory_bias)
             x = x + block.ff(block.ff_norm(x))
-        x = model.decoder.norm(x)
-        if model.lm_head is None:
-            x = x * model.config.d_model**-0.5
-        return model.unembed.product(x)
+        return model.unembed.product(model.scaled(model.decoder.norm(x)))
 
     def follow(self, parents):
         """parents (B, K): the beam that each beam goes on from."""
@@ -82,10 +76,10 @@ class Decoder:
 
     def keep(self, rows):
         """Drop all sources but `rows` (a vector of indices)."""
-        self.cross = [(k[rows], v[rows]) for k, v in self.cross]
+        self.cross = [kv[:, rows] for kv in self.cross]
         self.cache = [c[:, rows] for c in self.cache]
         self.seen = self.seen[rows]
-        self.memory_mask = None if self.memory_mask is None else self.memory_mask[rows]
+        self.memory_bias = None if self.memory_bias is None else self.memory_bias[rows]
 
 
 @torch.inference_mode()
@@ -120,6 +114,19 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
         model.train(training)
 
 
+def likeliest(logits, n):
+    """The n largest of the last axis -> (values, ids), the largest first; the same as topk, in a third of its time for a large
+    vocabulary: the n largest lie in the n blocks with the largest maxima. Of equals the first one leads where n is 1."""
+    words, size = logits.shape[-1], 128
+    if words % size or words < 8 * n * size:
+        return logits.topk(n) if n > 1 else logits.max(-1, keepdim=True)
+    maxima = logits.unflatten(-1, (-1, size)).amax(-1)
+    block = maxima.topk(n).indices if n > 1 else maxima.argmax(-1, keepdim=True)
+    ids = (block[..., None] * size + torch.arange(size, device=logits.device)).flatten(-2)
+    values, place = likeliest(logits.gather(-1, ids), n)
+    return values, ids.gather(-1, place)
+
+
 def cut(ids):
     """A row of ids up to the first </s>, or to the -1 that fills the end of a row."""
     ends = [ids.index(i) for i in (EOS, -1) if i in ids]
@@ -135,7 +142,7 @@ def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens):
         logits = decoder.step(tokens[:, None])[:, 0]  # (rows, V)
         if t < min_new_tokens:
             logits[:, EOS] = -math.inf
-        tokens = logits.argmax(-1)
+        tokens = likeliest(logits, 1)[1][:, 0]
         out[rows, t] = tokens
         open_ = (tokens != EOS).nonzero()[:, 0]
         if not len(open_):
@@ -189,12 +196,11 @@ def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_
     is_finished = torch.zeros(B, K, dtype=torch.bool, device=device)
     among_best = torch.arange(2 * K, device=device) < K
     for t in range(T):
-        logits = decoder.step(tokens).float()  # (B, K, V)
-        total = logits.logsumexp(-1, keepdim=True)
+        logp = decoder.step(tokens).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
         if t < min_new_tokens:
-            logits[..., EOS] = -math.inf
-        best, ids = logits.topk(min(2 * K, logits.shape[-1]))  # the best 2K of all are among the best 2K of each beam
-        best = (best - total + scores[..., None]).flatten(1)
+            logp[..., EOS] = -math.inf
+        best, ids = likeliest(logp, min(2 * K, logp.shape[-1]))  # the best 2K of all are among the best 2K of each beam
+        best = (best + scores[..., None]).flatten(1)
         best, place = best.topk(2 * K)  # (B, 2K)
         parents, ids = place // ids.shape[-1], ids.flatten(1).gather(1, place)
         grown = beams.take_along_dim(parents[..., None], 1)  # (B, 2K, T)

@@ -271,8 +271,13 @@ class Attention(nn.Module):
             (q,), (k, v) = self.split(self.q(x)), self.split(self.kv(memory))
         else:
             q, k, v = self.split(self.qkv(x))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, scale=1.0)
-        return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
+        return self.attend(q, k, v, bias)
+
+    def attend(self, q, k, v, bias):
+        """q (B, H, T, k); k, v (B, H, keys, k), perhaps in another dtype -> (B, T, d)"""
+        p = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=bias, dropout_p=p, scale=1.0)
+        return self.out(y.transpose(1, 2).flatten(2).to(q.dtype))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
 
 class FeedForward(nn.Module):
@@ -388,6 +393,10 @@ class T5(nn.Module):
         """target (B, T) decoder input ids, memory (B, S, d) -> states (B, T, d), ready for the head"""
         causal = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).tril()
         x = self.decoder(self.shared(target), causal, memory, None if source_mask is None else source_mask[:, None, None, :])
+        return self.scaled(x)
+
+    def scaled(self, x):
+        """The decoder's output as the head takes it."""
         return x * self.config.d_model**-0.5 if self.lm_head is None else x
 
     def forward(self, source, target, source_mask=None):
