@@ -126,9 +126,8 @@ def measure(folder, dtype, device, points, seconds, peer=False):
         if theirs:
             yield "peer_seconds", lambda: theirs.generate(input_ids=x, attention_mask=mask, do_sample=False, **same)
 
-    with torch.device("meta"):  # this and the next line bring the libraries in, which are no part of the model's figures
-        model, theirs = T5(SIZES["nano"]).eval(), None
-    generate(model.to_empty(device=device), torch.full((1, 64), 5, device=device), max_new_tokens=2, num_beams=2)
+    model, theirs = T5(SIZES["nano"]).eval().to(device), None  # brings the libraries in, which are no part of the model's figures
+    generate(model, torch.full((1, 64), 5, device=device), max_new_tokens=2, num_beams=2)
     start = time.perf_counter()
     empty, model, most = high_water(device, lambda: T5.from_pretrained(folder, dtype=dtype, device=device))
     result = {"load_seconds": time.perf_counter() - start, "loading_bytes": less(most, empty), "points": []}

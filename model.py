@@ -197,6 +197,9 @@ class Linear(nn.Linear, Matrix):
 class Embedding(nn.Embedding, Matrix):
     """ids -> rows of the weight; T5 v1.0 multiplies by it too, as its head."""
 
+    def reset_parameters(self):
+        """Left to the T5 that it stands in."""
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467), the mean in float32."""
@@ -360,6 +363,8 @@ class T5(nn.Module):
     def reset_parameters(self):
         """T5's own random weights: every matrix keeps the variance of what goes through it. Queries are smaller by sqrt(d_kv),
         which stands for the scale that the attention leaves out."""
+        if self.shared.weight.is_meta:  # nothing to fill; on meta PyTorch's normal_ imports 800 modules first: a second, and 67 MB
+            return
         for name, p in self.named_parameters():
             if name.endswith("norm.weight"):
                 p.fill_(1.0)
@@ -422,7 +427,7 @@ class T5(nn.Module):
         folder = fetch(path)
         with torch.device("meta"):  # no time for random weights that the file's replace
             model = cls(T5Config.from_file(folder / "config.json"))
-        load_weights(model.to_empty(device="cpu"), read_tensors(folder), folder)
+        load_weights(model, read_tensors(folder), folder)
         model = model.to(device=device, dtype=dtypes[dtype]).eval()
         if dtype == "int8":
             if model.shared.weight.device.type != "cpu":
@@ -495,6 +500,8 @@ def load_weights(model, tensors, where):
     if missing or left:
         text = [f"{len(x)} {what} ({', '.join(x[:3])}{', …' if len(x) > 3 else ''})" for x, what in ((missing, "missing"), (left, "unknown")) if x]
         raise CheckpointError(f"{where}: the weights do not fit config.json: tensors {' and '.join(text)}")
+    if model.shared.weight.is_meta:  # not to_empty, which imports 500 modules
+        model.load_state_dict({name: torch.empty(p.shape) for name, p in model.named_parameters()}, assign=True)
     for ours, theirs in names.items():
         for part, name in zip(model.get_parameter(ours).chunk(len(theirs)), theirs, strict=True):
             if part.shape != tensors[name].shape:
@@ -733,7 +740,7 @@ def main(argv=None):
         with torch.device("meta"):  # shapes without memory, so that the largest size prints at once
             model = T5(config)
         if args[0] not in SIZES:
-            load_weights(model.to_empty(device="cpu"), tensors, folder)
+            load_weights(model, tensors, folder)
     except CheckpointError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
