@@ -14,6 +14,7 @@ collate pads them to a Batch. Read next: model.py (what a batch goes through), a
 import csv
 import hashlib
 import http.client
+import inspect
 import io
 import json
 import math
@@ -21,14 +22,16 @@ import os
 import random
 import re
 import shutil
+import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
 from collections import Counter
-from contextlib import ExitStack
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
@@ -96,11 +99,10 @@ def toy_examples(count, seed=0, domain="park", split="train"):
     "during the holidays a spaniel was seen running near several kites by the bench." / "a dog is moving near kites."
     -> entailment: "a spaniel is a dog, and running is moving, so a dog is moving near kites."
 
-    Domains "park" and "harbour" share grammar and function words and no content word. Rows of "train" have one explanation,
-    the others three wordings of it. Kinds: one step (action, place, colour, count), the same with a kind ("kind+place") or a
-    denial ("negation+place") before it, and breadth (kind and place, one wider and one narrower in the premise).
-    There is no shortcut to learn, by construction: labels are equally many; the premise is drawn without the label; the hypothesis'
-    words are as likely for each label; both share the same number of words. Only the two together tell, to who knows the words.
+    Domains "park" and "harbour" share grammar and no content word. Rows of "train" have one explanation, the others three wordings of it.
+    Kinds: one step (action, place, colour, count), the same with a kind ("kind+place") or a denial ("negation+place") before it, and breadth
+    (kind and place, one of them wider in the premise). No shortcut is there to learn: labels are equally many, the premise is drawn without
+    the label, the hypothesis' words are as likely for each label, and the number of shared words is the same.
     """
     if domain not in WORLDS or split not in SPLITS:
         raise DataError(f"no toy world {domain!r} with a split {split!r}; there are {', '.join(WORLDS)} and {', '.join(SPLITS)}")
@@ -115,11 +117,9 @@ def toy_examples(count, seed=0, domain="park", split="train"):
 
 def toy_row(rng, chains, label, split, name):
     """One example of the toy world with the label asked for."""
-    # The premise is drawn before the label is looked at. Its member tells where or what it is, by two aspects of four. Which split may
-    # hold it is a hash of each pair (its member, another of its words) over places in the tables: one pair in eight is kept for test and
-    # one for validation. The hash is a Latin square, so each split shows every word equally often.
-    style = rng.choices(("", "kind", "negation", "breadth"), (40, 40, 10, 10))[0]
-    where = ""
+    # The premise is drawn before the label is looked at; it tells two aspects of four. Its split is a hash of each pair (its member, another
+    # of its words): one pair in eight is kept for test, one for validation. A Latin square: each split shows every word equally often.
+    style, where = rng.choices(("", "kind", "negation", "breadth"), (40, 40, 10, 10))[0], ""
     while where != split:
         index = {aspect: rng.randrange(len(options)) for aspect, options in chains.items()}
         level, told = dict.fromkeys(chains, NARROW), rng.sample(ASPECTS, 2)
@@ -209,15 +209,14 @@ NO_LABEL = "the label is -: its annotators did not agree"
 
 
 def read_examples(name, split=None, limit=0, max_bad=0.01):
-    """The examples of a source, at most `limit` if it is not 0; split: train, validation, test, or None for all rows.
+    """The examples of a source, at most `limit` if it is not 0; split: train, validation, test, or None for all. Raises DataError.
 
-    A source is a file (.csv, .tsv, .jsonl); "toy" or "toy-harbour" ("toy:5000" has 5,000 training rows, not 20,000); "esnli", fetched
-    once into the cache folder; or a folder with e-SNLI's or SNLI's files. A file is split by its column `split` (or SICK's SemEval_set),
-    else by `split_of`. "FILE?premise=NAME&labels=NEC" names columns, and what labels 0, 1, 2 mean: here neutral, entailment,
-    contradiction. "a+b" mixes sources, a row of each in turn; "a@0.5" trains on half of its rows, drawn at random, "a@2" on each twice.
-
-    Rows that can't be used are set aside in a file with line and reason, and stderr told; where more than a share of `max_bad` is at
-    fault (the label "-" is no fault), DataError names the first.
+    A source is a file (.csv, .tsv, .jsonl), "toy" or "toy-harbour" ("toy:5000": so many training rows), "esnli" (fetched once), or a folder
+    of e-SNLI's or SNLI's files. A file is split by its column `split` (SICK: SemEval_set), else by `split_of`. "FILE?premise=NAME&labels=NEC"
+    names columns, and what labels 0, 1, 2 are: here neutral, entailment, contradiction. "a+b" mixes sources, a row of each in turn;
+    "a@0.5" trains on half of its rows, drawn at random, "a@2" on each twice.
+    Rows that can't be used are set aside in a file with line and reason, and stderr told. Where a larger share than `max_bad` is at fault,
+    DataError names the first; the label "-" is no fault.
     """
     return list(islice(stream_examples(name, split, max_bad), limit or None))
 
@@ -226,33 +225,33 @@ def stream_examples(name, split=None, max_bad=0.01):
     """As read_examples, one by one, in memory that does not grow with the file."""
     if split not in (None, *SPLITS):
         raise DataError(f"split is {split!r}; legal are {', '.join(SPLITS)}")
-    streams = [stream_part(*part, split, max_bad) for part in parts_of(name)]
+
+    def stream(part, options, weight):
+        toy, rng = re.fullmatch(TOY, part), random.Random(part)
+        if toy:
+            sizes = TOY_SIZES | ({"train": int(toy[2])} if toy[2] else {})
+            rows = ((own, e) for own in SPLITS if split in (None, own) for e in toy_examples(sizes[own], 0, toy[1] or "park", own))
+        else:
+            rows = ((own or told or split_of(e.premise), e) for path, own in files_of(part, split) for told, e in read_file(path, options, max_bad))
+        for own, example in rows:
+            if split in (None, own):
+                yield from [example] * int((weight if split in (None, "train") else 1) + rng.random())
+
+    streams = [stream(*part) for part in parts_of(name)]
     while streams:
-        for stream in list(streams):
-            if example := next(stream, None):
+        for one in list(streams):
+            if example := next(one, None):
                 yield example
             else:
-                streams.remove(stream)
+                streams.remove(one)
 
 
 def parts_of(name):
-    """"toy:50@2+a.csv?labels=ENC" -> [("toy:50", "", 2.0), ("a.csv", "labels=ENC", 1.0)]; a file may have + and @ in its name."""
-    parts = [str(name)] if Path(name).expanduser().exists() else str(name).split("+")
-    found = [re.fullmatch(r"([^?]+?)(?:\?(.*?))?(?:@(\d*\.?\d+))?", part) if not Path(part).exists() else ["", part, "", ""] for part in parts]
+    """"toy:50@2+a.csv?labels=ENC" -> [("toy:50", "", 2.0), ("a.csv", "labels=ENC", 1.0)]; a file that is there may have any name."""
+    if Path(name).expanduser().exists():
+        return [(str(name), "", 1.0)]
+    found = (re.fullmatch(r"([^?]+?)(?:\?(.*?))?(?:@(\d*\.?\d+))?", part) for part in str(name).split("+"))
     return [(part[1], part[2] or "", float(part[3] or 1)) for part in found if part]
-
-
-def stream_part(name, options, weight, split, max_bad):
-    """The examples of one of parts_of."""
-    toy, rng, weight = re.fullmatch(TOY, name), random.Random(name), weight if split in (None, "train") else 1
-    if toy:
-        rows = (("", e) for part in SPLITS if split in (None, part)
-                for e in toy_examples(int(toy[2]) if toy[2] and part == "train" else TOY_SIZES[part], 0, toy[1] or "park", part))  # fmt: skip
-    else:
-        rows = ((own or part or split_of(e.premise), e) for path, own in files_of(name, split) for part, e in read_file(path, options, max_bad))
-    for part, example in rows:
-        if toy or split in (None, part):
-            yield from [example] * int(weight + rng.random())
 
 
 def files_of(name, split=None):
@@ -273,16 +272,16 @@ def files_of(name, split=None):
 
 def read_file(path, options="", max_bad=0.01):
     """Yields (split, or "" where the file does not tell it, Example) for every usable row of a file."""
-    options = dict(urllib.parse.parse_qsl(options))
-    numbers = options.pop("labels", "").upper()
-    if sorted(numbers) not in ([], list("CEN")) or options.keys() - NAMES:
+    names = dict(urllib.parse.parse_qsl(options))
+    numbers = names.pop("labels", "").upper()
+    if sorted(numbers) not in ([], list("CEN")) or names.keys() - NAMES:
         raise DataError(f"{path}: after ? stand labels=ENC (the letters in any order) and {', '.join(NAMES)} = the name of a column")
-    mapping, aside, faults, rows = tuple(options.items()), [], 0, 0
+    names, aside, faults, rows, bad = tuple(names.items()), [], 0, 0, False
     log = cache_folder() / "set_aside" / f"{path.name}.tsv"
     try:
-        for rows, (line, row) in enumerate(rows_of(path, mapping), 1):  # noqa: B007
+        for rows, (line, row) in enumerate(rows_of(path, names), 1):  # noqa: B007
             try:
-                found = example_of(row, mapping, numbers, f"{path.stem}-{line}")
+                found = example_of(row, names, numbers, f"{path.stem}-{line}")
             except DataError as e:
                 aside.append((line, str(e)))
                 faults += str(e) != NO_LABEL
@@ -290,10 +289,10 @@ def read_file(path, options="", max_bad=0.01):
                     break
             else:
                 yield found
+        bad = faults > max_bad * rows
     except (OSError, csv.Error) as e:
         raise DataError(f"{path}: cannot be read: {e}") from None
-    finally:
-        bad = faults > max_bad * rows
+    finally:  # also where the reader wants no more rows
         if aside:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text("".join(f"{path}\t{line}\t{why}\n" for line, why in aside), encoding="utf-8", errors="replace")
@@ -304,40 +303,39 @@ def read_file(path, options="", max_bad=0.01):
         raise DataError(f"{path}:{line}: {why}; {faults:,} of {rows:,} rows are at fault, more than max_bad={max_bad:g}: {log} lists them")
 
 
-def rows_of(path, mapping=()):
+def rows_of(path, names=()):
     """Yields (line on which a row begins, {column: value}, or a text that says what is wrong with it)."""
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".jsonl"):
         raise DataError(f"{path}: cannot tell the format from the name; it should end in .csv, .tsv or .jsonl")
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # -sig: a byte order mark is no part of a name
+        for line, text in enumerate(file if kind == ".jsonl" else (), 1):
+            try:
+                row = json.loads(text) if text.strip() else {}
+            except ValueError as e:
+                row = f"not JSON ({e}); one object a line is expected"
+            if row != {}:
+                yield line, row if isinstance(row, (dict, str)) else f"{text.strip()[:40]!r} is not an object with premise, hypothesis and label"
         if kind == ".jsonl":
-            for line, text in enumerate(file, 1):
-                try:
-                    row = json.loads(text) if text.strip() else {}
-                except ValueError as e:
-                    row = f"not JSON ({e}); one object a line is expected"
-                if row != {}:
-                    yield line, row if isinstance(row, (dict, str)) else f"{text.strip()[:40]!r} is not an object with premise, hypothesis and label"
             return
         table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(file)
         header = tuple(next(table, ()))
         try:
-            columns(header, mapping)
+            columns(header, names)
         except DataError as e:
             raise DataError(f"{path}:1: {e}") from None
         line = table.line_num + 1
-        for row in table:  # a quoted cell may hold line breaks
-            if len(row) > len(header):
-                yield line, f"{len(row)} cells under {len(header)} columns; quote a cell that holds the separator"
-            elif row:
-                yield line, dict(zip(header, row, strict=False))  # cells missing at the end are looked for by their names
+        for row in table:  # a quoted cell may hold line breaks; cells missing at the end are looked for by their names
+            if row:
+                yield line, dict(zip(header, row, strict=False)) if len(row) <= len(header) else (
+                    f"{len(row)} cells under {len(header)} columns; quote a cell that holds the separator")  # fmt: skip
             line = table.line_num + 1
 
 
 @lru_cache(64)
-def columns(present, mapping=()):
+def columns(present, names=()):
     """{our name: the column's name here} of the fields that are there; premise, hypothesis and label must be."""
-    names = NAMES | {ours: (theirs,) for ours, theirs in mapping}
+    names = NAMES | {ours: (theirs,) for ours, theirs in names}
     found = {ours: name for ours, theirs in names.items() for name in theirs if name in present}
     for ours in ("premise", "hypothesis", "label"):
         if ours not in found:
@@ -345,11 +343,11 @@ def columns(present, mapping=()):
     return found
 
 
-def example_of(row, mapping=(), numbers="", name=""):
+def example_of(row, names=(), numbers="", name=""):
     """A row as (split or "", Example); DataError says why it can't be one."""
     if isinstance(row, str):
         raise DataError(row)
-    found = columns(tuple(row), mapping)
+    found = columns(tuple(row), names)
 
     def text(column, value):  # line breaks and doubled spaces are one space to a tokenizer
         if not isinstance(value, str):
@@ -358,13 +356,13 @@ def example_of(row, mapping=(), numbers="", name=""):
             raise DataError(f"{column} is not UTF-8; save the file as UTF-8")
         return " ".join(value.split())
 
-    column, split, here = found["label"], str(row.get(found.get("split"), "")).lower(), f"{found['label']} is {row[found['label']]!r}"
-    label = "" if row[column] is None else str(row[column]).strip().lower()
+    raw, here = row[found["label"]], f"{found['label']} is {row[found['label']]!r}"
+    label = "" if raw is None else str(raw).strip().lower()
     if label in ("-", "-1"):  # -1: what - became in copies with numbers
         raise DataError(NO_LABEL)
     if label in ("0", "1", "2") and not numbers:
         raise DataError(f"{here}, and three numberings are in use: FILE?labels=ENC means entailment, neutral, contradiction; NEC and CNE are the others")
-    label = {str(k): label for k, letter in enumerate(numbers) for label in LABELS if label[0].upper() == letter}.get(label, label)
+    label = {str(numbers.find(word[0].upper())): word for word in LABELS}.get(label, label) if numbers else label
     if label not in ("", *LABELS):
         raise DataError(f"{here}; it may be {', '.join(LABELS)}, - (left out) or empty (unlabelled)")
     premise, hypothesis = (text(found[ours], row[found[ours]]) for ours in ("premise", "hypothesis"))
@@ -373,11 +371,11 @@ def example_of(row, mapping=(), numbers="", name=""):
     reasons = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations", [row.get(f"Explanation_{k}", "") for k in (1, 2, 3)])
     if not isinstance(reasons, list):
         raise DataError(f"explanations is {reasons!r}, not a list of texts")
-    reasons = {k: reason for k, reason in enumerate(text("an explanation", reason) for reason in reasons) if reason}
-    marked = [(row.get(f"Sentence1_marked_{k + 1}", ""), row.get(f"Sentence2_marked_{k + 1}", "")) for k in reasons]
+    reasons = {k: reason for k, reason in enumerate((text("an explanation", reason) for reason in reasons), 1) if reason}
+    marked = [(row.get(f"Sentence1_marked_{k}", ""), row.get(f"Sentence2_marked_{k}", "")) for k in reasons] if "Sentence1_marked_1" in row else ()
+    split = str(row.get(found.get("split"), "")).lower()
     return {"trial": "validation", "dev": "validation"}.get(split, split), Example(
-        str(row[found["id"]]) if "id" in found else name, premise, hypothesis, label or None, tuple(reasons.values()),
-        tuple(marked) if "Sentence1_marked_1" in row else (), str(row.get("kind", "")))  # fmt: skip
+        str(row[found["id"]]) if "id" in found else name, premise, hypothesis, label or None, tuple(reasons.values()), tuple(marked), str(row.get("kind", "")))
 
 
 def split_of(premise):
@@ -394,12 +392,30 @@ def cache_folder():
 def fetch_esnli(folder, split=None):
     """Bring the official files of e-SNLI (Camburu et al. 2018) that are not there yet, from $ESNLI_URL if it is set. Each grows as
     NAME.part.csv, which a later try or call goes on with, and takes its name once its length and rows are right. Raises DataError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, rows in [item for part in SPLITS if split in (None, part) for item in FOLDERS[0][part].items() if not (folder / item[0]).exists()]:
-        url, path, part = f"{os.environ.get('ESNLI_URL', ESNLI_URL).rstrip('/')}/{file}", folder / file, folder / file.replace(".csv", ".part.csv")
-        by_hand = f"run this again to go on, or download it by hand to {path}"
+
+    def download():
+        done = part.stat().st_size if part.exists() else 0
         try:
-            retry(lambda: download(url, part))  # noqa: B023
+            reply = urllib.request.urlopen(urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {}), timeout=60)
+        except urllib.error.HTTPError as e:
+            if e.code == 416:  # what lies here is not the beginning of what lies there, or is all of it
+                part.unlink()
+            raise
+        done = done if reply.status == 206 else 0  # else the whole file comes, whatever was asked
+        total = done + int(reply.headers.get("Content-Length") or 0)
+        with reply, open(part, "ab" if done else "wb") as out, tqdm(desc=file, total=total, initial=done, unit="B", unit_scale=True) as bar:
+            while block := reply.read(1 << 16):
+                bar.update(out.write(block))
+        if part.stat().st_size < total:
+            raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [item for own in SPLITS if split in (None, own) for item in FOLDERS[0][own].items()]
+    for file, rows in [(file, rows) for file, rows in wanted if not (folder / file).exists()]:
+        url, part = f"{os.environ.get('ESNLI_URL', ESNLI_URL).rstrip('/')}/{file}", folder / file.replace(".csv", ".part.csv")
+        by_hand = f"run this again to go on, or download it by hand to {folder / file}"
+        try:
+            retry(download)
             found = sum(1 for _ in rows_of(part))
         except (OSError, http.client.HTTPException) as e:
             raise DataError(f"{url}: not fetched ({e}); {by_hand}") from None
@@ -408,25 +424,7 @@ def fetch_esnli(folder, split=None):
         if found != rows:
             part.unlink()
             raise DataError(f"{url}: what came holds {found:,} rows, not {rows:,}; {by_hand}")
-        os.replace(part, path)
-
-
-def download(url, path):
-    """Fetch url to path with progress, from where an earlier call stopped; OSError or HTTPException if it is not whole at the end."""
-    done = path.stat().st_size if path.exists() else 0
-    try:
-        reply = urllib.request.urlopen(urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {}), timeout=60)
-    except urllib.error.HTTPError as e:
-        if e.code == 416:  # what lies here is not the beginning of what lies there, or is all of it
-            path.unlink()
-        raise
-    done = done if reply.status == 206 else 0  # else the whole file comes, whatever was asked
-    total = done + int(reply.headers.get("Content-Length") or 0)
-    with reply, open(path, "ab" if done else "wb") as file, tqdm(desc=path.name, total=total, initial=done, unit="B", unit_scale=True) as bar:
-        while block := reply.read(1 << 16):
-            bar.update(file.write(block))
-    if path.stat().st_size < total:
-        raise ConnectionError(f"cut after {path.stat().st_size:,} of {total:,} bytes")
+        os.replace(part, folder / file)
 
 
 def retry(call, tries=5, pause=1.0):
@@ -593,23 +591,20 @@ def encode_example(tokenizer, format, example, explanation=0, max_source=512, ma
 
 
 def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):
-    """[(example, number of the explanation), …] -> a row of encode_example for each.
-
-    Pieces are encoded one by one, which gives the ids of the whole text, as no SentencePiece token reaches across a space; </s> belongs to
-    the last piece. Longer texts are cut at the limits, </s> kept. An example without what the format asks for has a target of </s> alone:
-    good for asking, not for training.
-    """
-    written = [format.pieces(example, explanation) for example, explanation in rows]
+    """[(example, number of the explanation), …] -> a row of encode_example for each. Pieces are encoded one by one, which gives the ids of
+    the whole text, as no SentencePiece token reaches across a space; </s> belongs to the last piece. Longer texts are cut, </s> kept.
+    An example without what the format asks for has a target of </s> alone: good for asking, not for training."""
+    written = [format.pieces(*row) for row in rows]
     ids = iter(tokenizer.encode_all([text for source, pieces in written for text in (source, *(text for _, text in pieces))]))
     encoded = []
     for _, pieces in written:
-        source, target, flags = next(ids), [], []
+        source, target, flags = next(ids)[:-1], [], []
         for part, _ in pieces:
             tokens = next(ids)[:-1]
             target += tokens
             flags += [part == "label"] * len(tokens)
         last = flags[-1] if flags else format.parts[-1] == "label"
-        encoded.append((source[:-1][: max_source - 1] + [EOS], target[: max_target - 1] + [EOS], flags[: max_target - 1] + [last]))
+        encoded.append((source[: max_source - 1] + [EOS], target[: max_target - 1] + [EOS], flags[: max_target - 1] + [last]))
     return encoded
 
 
@@ -631,54 +626,51 @@ class Encoded:
         return self.ids[middle - self.lengths[i, 0] : middle], np.where(target < 0, -1 - target, target), target < 0
 
 
-def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256, limit=0, explanations=1, max_bad=0.01):
-    """{task: Encoded} of a source (or of a list of examples) in the formats named by `tasks`, at most `limit` examples if it is not 0, each
-    as many rows as it has explanations up to `explanations`. Examples that lack what a task asks for are left out of all, and told.
+def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256, limit=0, explanations=1):
+    """{task: Encoded} of a source or a list of examples, at most `limit` of them, in the formats named by `tasks`; an example is as many rows
+    as it has explanations, up to `explanations` (0: all). Those that lack what a task asks for are left out of all, and told.
 
     The rows are kept in the cache folder under a hash of all that they depend on: files, vocabulary, settings, this program. 549,367 rows
-    of e-SNLI as predict and explain take a minute the first time, then a second.
-    """
+    of e-SNLI as predict and explain take a minute the first time, then a second."""
     given = isinstance(source, list)
-    key = hashlib.sha256(repr((given or str(source), split, tasks, max_source, max_target, limit, explanations, max_bad)).encode())
-    for example in source if given else ():
-        key.update(repr(example).encode())
+    key = hashlib.sha256(repr((given or str(source), split, tasks, max_source, max_target, limit, explanations)).encode())
     names = [] if given else [name for name, _, _ in parts_of(source) if not re.fullmatch(TOY, name)]
     for path in (tokenizer.path, Path(__file__), *(path for name in names for path, _ in files_of(name, split))):
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 key.update(block)
+    for example in source if given else ():
+        key.update(repr(example).encode())
     folder = cache_folder() / "encoded" / key.hexdigest()[:32]
-    if not folder.is_dir():
-        wanted = {part for task in tasks for part in FORMATS[task].parts}
-        examples = islice(source if given else stream_examples(source, split, max_bad), limit or None)
-        part = folder.with_name(f"{folder.name}.{os.getpid()}")
-        part.mkdir(parents=True)
-        ends, read, kept = dict.fromkeys(tasks, 0), 0, 0
-        with ExitStack() as stack:
-            files = {name: stack.enter_context(open(part / name, "wb")) for task in tasks for name in (f"{task}.ids", f"{task}.ends")}
-            bar = stack.enter_context(tqdm(desc="encoding", unit="row", disable=None))
-            while chunk := list(islice(examples, 5000)):
-                read += len(chunk)
-                usable = [e for e in chunk if (e.label or "label" not in wanted) and (e.explanations or "rationale" not in wanted)]
-                kept += len(usable)
-                rows = [(e, k) for e in usable for k in range(min(explanations, len(e.explanations)) or 1)]
-                for task in tasks:
-                    encoded = encode_examples(tokenizer, FORMATS[task], rows, max_source, max_target)
-                    flat = [[ids, [-1 - i if own else i for i, own in zip(target, flags, strict=True)]] for ids, target, flags in encoded]
-                    lengths = np.array([len(side) for row in flat for side in row], np.int64).cumsum() + ends[task]
-                    ends[task] = lengths[-1] if len(lengths) else ends[task]
-                    files[f"{task}.ids"].write(np.array([i for row in flat for side in row for i in side], np.int32).tobytes())
-                    files[f"{task}.ends"].write(lengths.tobytes())
-                bar.update(len(chunk))
-        if not kept:
-            shutil.rmtree(part)
-            raise DataError(f"none of {read:,} rows has a {' and a '.join(sorted(wanted))}, which {' and '.join(tasks)} need")
-        if kept < read:
-            print(f"{read - kept:,} of {read:,} rows lack a {' or a '.join(sorted(wanted))} and are left out", file=sys.stderr)
-        try:
-            part.rename(folder)
-        except OSError:  # another process was first
-            shutil.rmtree(part)
+    if folder.is_dir():
+        return {task: Encoded(folder / task) for task in tasks}
+    examples = islice(source if given else stream_examples(source, split), limit or None)
+    wanted, ends, read, kept = {part for task in tasks for part in FORMATS[task].parts}, dict.fromkeys(tasks, 0), 0, 0
+    part = folder.with_name(f"{folder.name}.{os.getpid()}")
+    part.mkdir(parents=True, exist_ok=True)
+    with tqdm(desc="encoding", unit="row", disable=None) as bar:
+        while chunk := list(islice(examples, 5000)):
+            usable = [e for e in chunk if (e.label or "label" not in wanted) and (e.explanations or "rationale" not in wanted)]
+            rows = [(e, k) for e in usable for k in range(min(len(e.explanations), explanations or 99) if "rationale" in wanted else 1)]
+            read, kept = read + len(chunk), kept + len(usable)
+            for task in tasks:
+                encoded = encode_examples(tokenizer, FORMATS[task], rows, max_source, max_target)
+                flat = [side for ids, target, flags in encoded for side in (ids, [-1 - i if own else i for i, own in zip(target, flags, strict=True)])]
+                lengths = np.array([0, *map(len, flat)], np.int64).cumsum()[1:] + ends[task]
+                ends[task] += sum(map(len, flat))
+                for ending, array in (("ids", np.array([i for side in flat for i in side], np.int32)), ("ends", lengths)):
+                    with open(part / f"{task}.{ending}", "ab") as file:
+                        file.write(array.tobytes())
+            bar.update(len(chunk))
+    if not kept:
+        shutil.rmtree(part)
+        raise DataError(f"none of {read:,} rows has a {' and a '.join(sorted(wanted))}, which {' and '.join(tasks)} need")
+    if kept < read:
+        print(f"{read - kept:,} of {read:,} rows lack a {' or a '.join(sorted(wanted))} and are left out", file=sys.stderr)
+    try:
+        part.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(part)
     return {task: Encoded(folder / task) for task in tasks}
 
 
@@ -712,18 +704,17 @@ def collate(rows, ids=()):
 
 
 class BucketSampler:
-    """Batches of row numbers for ever, rows of like length together, every row once an epoch; the last batches may be smaller.
+    """Batches of row numbers for ever, rows of like length together, every row once an epoch; the last of a pool may be smaller.
 
     lengths (N,) or (N, 2): of each row, or of its source and target. An epoch's order depends on (seed, epoch) alone: rows are shuffled and
-    cut into pools of 512 batches; a pool is halved, along the side and at the place that leave the least padding, and the parts again,
-    until each is a batch; the batches are shuffled. Lengths are blurred by 1% at each epoch, or rows would keep the same company.
-    """
+    cut into pools of 512 batches; a pool is cut in two, along the side and at the place that leave the least padding, and the parts again,
+    until each is a batch; the batches are shuffled. Lengths are blurred by 1% at each epoch, or rows would keep the same company."""
 
     def __init__(self, lengths, batch_size, seed):
         if not len(lengths) or batch_size < 1:
             raise DataError(f"{len(lengths)} rows in batches of {batch_size}: there must be at least one of each")
         self.lengths, self.batch_size, self.seed = np.asarray(lengths).reshape(len(lengths), -1), batch_size, seed
-        self.epoch, self.position = 0, 0  # position: batches of this epoch that have been handed out
+        self.epoch = self.position = 0  # position: batches of this epoch that have been handed out
 
     def batches(self, epoch):
         """All batches of one epoch."""
@@ -763,6 +754,129 @@ class BucketSampler:
         self.epoch, self.position = state["epoch"], state["position"]
 
 
+# --- a large model's labels and reasons -------------------------------------------------------------------------------
+
+PROMPT = """Premise: {premise}
+Hypothesis: {hypothesis}
+If the premise is true, is the hypothesis true (entailment), false (contradiction) or open (neutral)? {label}
+Answer in two lines: "Reason:" with one short sentence, then "Label:" with one of the three words."""
+
+
+def collect(source="toy", out="rationales.jsonl", url="", model="", split="train", limit=0, prompt="", given=0, shots=3, samples=1, seed=0,
+            temperature=0.7, max_new_tokens=200, concurrency=8, timeout=60.0, max_requests=0, max_tokens=0):  # fmt: skip
+    """Have a model label and explain the examples of a source -> the rows of a rationale file, [{"id", "label", "rationale", …}, …].
+
+    `model` answers at url/chat/completions (OpenAI's protocol; its key: $OPENAI_API_KEY), or is a run folder. prompt: a file to use for
+    PROMPT; given=1 tells the label and asks for the reason; shots: examples shown first; samples: replies a row, of which the majority
+    counts; max_requests, max_tokens: a budget. A row is on the disk once it is finished and is not asked again; one whose request failed
+    is, by the next call. Raises DataError."""
+    template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
+    examples, out = {e.id: e for e in read_examples(source, split, limit)}, Path(out)
+    done = [line for line in out.read_bytes().splitlines(True) if line.endswith(b"\n")] if out.is_file() else []  # the last may be cut off
+    rows, failures = {row["id"]: row for row in map(json.loads, done)}, Counter()
+    shown = [e for e in examples.values() if e.label and e.explanations]
+    shown = random.Random(seed).sample(shown, min(shots, len(shown)))
+
+    def question(e):
+        return {"role": "user", "content": template.format(premise=e.premise, hypothesis=e.hypothesis, label=f"It is: {e.label}." if given else "")}
+
+    def ask(e):  # -> the row of an example, or a text that says why there is none
+        turns = [turn for s in shown if s.premise != e.premise
+                 for turn in (question(s), {"role": "assistant", "content": f"Reason: {s.explanations[0]}\nLabel: {s.label}"})]  # fmt: skip
+        body = {"model": model, "messages": [*turns, question(e)], "temperature": temperature, "max_tokens": max_new_tokens}
+        try:
+            replies = [chat(url, body | {"seed": seed + k}, timeout) if url else run(e) for k in range(samples)]
+        except (OSError, http.client.HTTPException) as error:
+            return str(error) or type(error).__name__
+        found = [read_reply(text, finish_reason, e.label if given else None) for text, finish_reason, _ in replies]
+        label, count = (Counter(label for label, _, fault in found if not fault).most_common(1) or [(None, 0)])[0]
+        reason = next((reason for other, reason, fault in found if other == label and not fault), "")
+        return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
+                "agreement": count / samples, "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}  # fmt: skip
+
+    todo, waiting, requests, tokens = [e for e in examples.values() if e.id not in rows][::-1], set(), 0, 0
+    run = None if url else run_labeller(model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "ab") as file, tqdm(total=len(examples), initial=len(rows), desc=model or url, unit="row") as bar, ThreadPoolExecutor(concurrency) as pool:
+        file.truncate(sum(map(len, done)))
+        try:
+            while True:
+                while todo and len(waiting) < 2 * concurrency and not 0 < max_tokens <= tokens and not 0 < max_requests < requests + samples:
+                    waiting.add(pool.submit(ask, todo.pop()))
+                    requests += samples
+                if not waiting:
+                    break
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for row in (future.result() for future in finished):
+                    if isinstance(row, str):
+                        failures[row] += 1
+                    else:
+                        rows[row["id"]], tokens = row, tokens + row["tokens"]
+                        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(len(finished))
+        finally:  # an error or Ctrl-C: what waits is not asked
+            pool.shutdown(cancel_futures=True)
+    rows = list(rows.values())
+    valid, known = [row for row in rows if row["label"]], [row for row in rows if row["label"] and row["gold"]]
+    failures.update(fault for row in rows for fault in row["faults"])
+    print(f"{out}: {len(rows):,} of {len(examples):,} rows, {len(valid) / max(1, len(rows)):.1%} of them valid; the label is gold's in "
+          f"{sum(row['label'] == row['gold'] for row in known) / max(1, len(known)):.1%} of {len(known):,}; "
+          f"{sum(len(row['rationale'].split()) for row in valid) / max(1, len(valid)):.1f} words a reason, {sum(row['tokens'] for row in rows):,} tokens; "
+          f"failures: {', '.join(f'{why} {count:,}' for why, count in failures.most_common()) or 'none'}")  # fmt: skip
+    return rows
+
+
+def chat(url, body, timeout):
+    """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails, DataError where all would."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
+    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+
+    def call():
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
+            try:
+                told = json.load(reply)
+                return told["choices"][0]["message"]["content"] or "", told["choices"][0].get("finish_reason"), (told.get("usage") or {}).get("total_tokens", 0)
+            except (ValueError, LookupError, TypeError):
+                raise ConnectionError("the answer is no chat completion") from None
+
+    try:
+        return retry(call)
+    except urllib.error.HTTPError as e:
+        if e.code in (401, 403, 404):
+            raise DataError(f"{url}: the server answers {e.code}; check --url, --model and OPENAI_API_KEY") from None
+        raise
+
+
+def run_labeller(run):
+    """A function that has the model in a run folder answer an example, as chat does."""
+    command, lock = [sys.executable, Path(__file__).with_name("apprentice.py"), run, "--json"], threading.Lock()
+    process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # it ends when we do
+
+    def ask(example):
+        with lock:
+            try:
+                print(example.premise, example.hypothesis, sep="\n", file=process.stdin, flush=True)
+                told = json.loads(process.stdout.readline())
+            except (OSError, ValueError):
+                raise DataError(f"{run}: no answer; try it: python apprentice.py {run}") from None
+        return f"Reason: {told['rationale']}\nLabel: {told['label']}", "stop", 0
+
+    return ask
+
+
+def read_reply(text, finish_reason="stop", given=None):
+    """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
+    start, *fields = re.split(r"[^\w.!?]*\b(reason|explanation|rationale|label|answer)\b\W*?[:=]\s*", text, flags=re.IGNORECASE)
+    fields = {name.lower()[0]: value.strip(" \n*\"'{},") for name, value in zip(fields[::2], fields[1::2], strict=True)}
+    named = {given} if given else set(re.findall("|".join(LABELS), (fields.get("l") or fields.get("a") or text).lower()))
+    reason = " ".join((fields.get("r") or fields.get("e") or start).split())
+    faults = {"cut off": finish_reason == "length", "no label": not named, "two labels": len(named) > 1,
+              "empty reason": not reason or reason.lower().strip(".") in LABELS}  # fmt: skip
+    return named.pop() if len(named) == 1 else None, reason, next((fault for fault, there in faults.items() if there), "")
+
+
 # --- python data.py ---------------------------------------------------------------------------------------------------
 
 
@@ -794,8 +908,14 @@ def describe(examples):
 def run(argv):
     """The commands of this file; raises DataError."""
     words = [arg for arg in argv if not arg.startswith("-")]
-    given = {name: value for name, _, value in (arg[2:].partition("=") for arg in argv if arg not in words)}
-    if words[:1] == ["download"] and words[1:] in ([], ["esnli"]) and not given.keys() - {"out"}:
+    given = {"source" if name == "in" else name: value for name, _, value in (arg[2:].partition("=") for arg in argv if arg not in words)}
+    defaults = {name: p.default for name, p in inspect.signature(collect).parameters.items()}
+    if words == ["collect"] and not given.keys() - defaults and (given.get("url") or given.get("model")):
+        try:
+            collect(**{name: type(defaults[name])(value) for name, value in given.items()})
+        except ValueError as e:
+            raise e if isinstance(e, DataError) else DataError(f"{' '.join(argv)}: {e}") from None
+    elif words[:1] == ["download"] and words[1:] in ([], ["esnli"]) and not given.keys() - {"out"}:
         folder = Path(given.get("out") or cache_folder() / "esnli").expanduser()
         fetch_esnli(folder)
         print(f"e-SNLI (Camburu et al. 2018) is in {folder}: {', '.join(file for files in FOLDERS[0].values() for file in files)}")
