@@ -1,14 +1,12 @@
-"""Data: from a file, or from a small made-up world, to padded batches of token ids.
+"""Data: from a file, a large model or a small made-up world, to padded batches of token ids.
 
-    python data.py                        look at the toy world: rows, labels, lengths, samples        (seconds)
-    python data.py toy-harbour            its second domain: the same grammar, no content word shared
-    python data.py FILE                   the same for a CSV, TSV or JSONL file of pairs               (seconds)
-    python data.py esnli                  the same for e-SNLI, fetched at first use                    (a minute, 570,000 rows)
-    python data.py download esnli [--out=DIR]     only fetch the four official files                   (about 410 MB)
+    python data.py [toy | toy-harbour | esnli | FILE]     look at a data set: rows, labels, lengths, what gives labels away   (seconds)
+    python data.py download [esnli] [--out=DIR]           fetch the four official files once                          (about 410 MB)
+    python data.py collect --in=FILE --url=URL --model=NAME --out=FILE     a large model labels and explains; see `collect`
 
-The way through this file is the way of one example: `Example` -> read_examples (files, names, the toy world) -> a format of
-FORMATS writes it as (source text, target text) -> Tokenizer -> encode_example -> BucketSampler picks rows of like length ->
-collate pads them to a Batch. Read next: model.py (what a batch goes through), apprentice.py (how answers come back as text).
+An example's way: read_examples (files, names, the toy world) -> a format of FORMATS writes it as (source, target) -> Tokenizer and
+encode_example make ids of it, encoded_rows of a whole data set -> BucketSampler picks rows of like length -> collate pads them to a Batch.
+Read next: model.py (what a batch goes through), apprentice.py (how answers come back as text).
 """
 
 import csv
@@ -33,7 +31,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -71,8 +69,8 @@ class Example:
 WORLDS = {
     "park": {
         "kind": "spaniel poodle: dog pet animal; tabby siamese: cat pet animal; soprano tenor: singer artist person; muralist engraver: painter artist person",
-        "place": "bench statue: fountain garden park; orchid fern: greenhouse garden park; "
-                 "seesaw bucket: sandpit playground school; ladder tunnel: slide playground school",
+        "place": "bench statue: fountain garden park; orchid fern: greenhouse garden park; seesaw bucket: sandpit playground school; "
+                 "ladder tunnel: slide playground school",
         "action": "sleeping lounging: resting; running hopping: moving; chewing nibbling: eating; yelling humming: calling",
         "colour": "scarlet crimson: red; navy azure: blue; emerald olive: green; amber lemon: yellow",
         "thing": "kites dolls marbles puppets apples pears plums cherries rakes spades shears shovels flutes drums harps fiddles"},
@@ -82,8 +80,7 @@ WORLDS = {
         "place": "winch pulley: crane quay port; barrel pallet: warehouse quay port; bollard railing: pier beach island; driftwood boulder: cove beach island",
         "action": "bobbing drifting: floating; loitering pausing: waiting; stalking lurking: hunting; rinsing mopping: washing",
         "colour": "ivory pearl: white; ebony jet: black; chestnut russet: brown; slate ash: grey",
-        "thing": "canoes dinghies rafts ferries sacks tins baskets crates mussels oysters clams cockles scarves mittens jackets jerseys"},
-}  # fmt: skip
+        "thing": "canoes dinghies rafts ferries sacks tins baskets crates mussels oysters clams cockles scarves mittens jackets jerseys"}}
 COUNTS = "two three four five: fewer_than_six; seven eight nine ten: more_than_six"
 OPENERS = ("after the rain", "before the storm", "during the holidays", "on the weekend", "under the sun", "through the mist",
            "despite the noise", "since the visit", "for the feast", "around the corner", "until the evening", "behind the crowd")  # fmt: skip
@@ -156,27 +153,24 @@ def toy_row(rng, chains, label, split, name):
     # The reason: a clause for each changed aspect, then what follows. Beside an exclusion, what stays open is left unsaid.
     steps = []
     for aspect in changed:
+        low, high, turn = level[aspect], target[aspect], other.get(aspect)
         if aspect not in words:
             steps.append("several is no exact number" if aspect == "count" else f"no {aspect} is told")
-        elif level[aspect] <= target[aspect] or aspect in other or label == "neutral":
-            steps.append(toy_step(aspect, mine[aspect], level[aspect], target[aspect], other.get(aspect)))
+        elif low <= high or turn or label == "neutral":
+            a = "a " if aspect == "kind" else ""
+            subject = ("the " if aspect == "place" else a) + mine[aspect][low]
+            true, seen = (a + toy_word(aspect, chain, high) for chain in (mine[aspect], turn or mine[aspect]))
+            if low > high:
+                steps.append(f"{subject} is not {seen}" if turn else f"{subject} need not be {seen}")
+            else:
+                steps.append(f"{subject} is {true}, not {seen}" if turn else f"{subject} is {true}")
     verb = {"entailment": "is not" if denied else "is", "neutral": "may or may not be", "contradiction": "must be" if denied else "cannot be"}[label]
     claim = toy_sentence({aspect: word for aspect, word in said.items() if aspect != "thing" or asked != "place"}, verb)
     because = ", and ".join(steps)
-    wordings = (f"{because}, so {claim}.", f"{claim}, because {because}.", f"since {because}, {claim}.")
+    texts = premise, hypothesis, f"{because}, so {claim}.", f"{claim}, because {because}.", f"since {because}, {claim}."
+    premise, hypothesis, *reasons = (re.sub(r"\ba (?=[aeiou])", "an ", text) for text in texts)
     kind = "breadth" if style == "breadth" else f"{style}+{asked}".strip("+")
-    an = partial(re.compile(r"\ba (?=[aeiou])").sub, "an ")
-    return Example(name, an(premise), an(hypothesis), label, tuple(map(an, wordings[:1] if split == "train" else wordings)), kind=kind)
-
-
-def toy_step(aspect, chain, low, high, other):
-    """What ties the premise's word (at level `low`) to the hypothesis' word (at level `high`, perhaps of another chain): "a spaniel is a
-    dog"; turned to another chain "a spaniel is a dog, not a cat"; from the wider word "a pet is not a singer", "a pet need not be a dog"."""
-    subject = {"kind": "a ", "place": "the "}.get(aspect, "") + chain[low]
-    true, asked = (("a " if aspect == "kind" else "") + toy_word(aspect, c, high) for c in (chain, other or chain))
-    if low > high:
-        return f"{subject} is not {asked}" if other else f"{subject} need not be {asked}"
-    return f"{subject} is {true}, not {asked}" if other else f"{subject} is {true}"
+    return Example(name, premise, hypothesis, label, tuple(reasons[: 1 if split == "train" else 3]), kind=kind)
 
 
 def toy_sentence(words, verb):
@@ -290,8 +284,8 @@ def read_file(path, options="", max_bad=0.01):
             else:
                 yield found
         bad = faults > max_bad * rows
-    except (OSError, csv.Error) as e:
-        raise DataError(f"{path}: cannot be read: {e}") from None
+    except (OSError, csv.Error, DataError) as e:
+        raise DataError(f"{path}:{rows + 1}: {e}") from None
     finally:  # also where the reader wants no more rows
         if aside:
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -307,8 +301,8 @@ def rows_of(path, names=()):
     """Yields (line on which a row begins, {column: value}, or a text that says what is wrong with it)."""
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".jsonl"):
-        raise DataError(f"{path}: cannot tell the format from the name; it should end in .csv, .tsv or .jsonl")
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # -sig: a byte order mark is no part of a name
+        raise DataError("cannot tell the format from the file's name; it should end in .csv, .tsv or .jsonl")
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:  # -sig: a byte order mark is no part of a name
         for line, text in enumerate(file if kind == ".jsonl" else (), 1):
             try:
                 row = json.loads(text) if text.strip() else {}
@@ -320,10 +314,7 @@ def rows_of(path, names=()):
             return
         table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(file)
         header = tuple(next(table, ()))
-        try:
-            columns(header, names)
-        except DataError as e:
-            raise DataError(f"{path}:1: {e}") from None
+        columns(header, names)
         line = table.line_num + 1
         for row in table:  # a quoted cell may hold line breaks; cells missing at the end are looked for by their names
             if row:
@@ -349,22 +340,19 @@ def example_of(row, names=(), numbers="", name=""):
         raise DataError(row)
     found = columns(tuple(row), names)
 
-    def text(column, value):  # line breaks and doubled spaces are one space to a tokenizer
-        if not isinstance(value, str):
-            raise DataError(f"{column} is {value!r}, not a text")
-        if not value.isprintable() and any("\udc80" <= c <= "\udcff" for c in value):
-            raise DataError(f"{column} is not UTF-8; save the file as UTF-8")
-        return " ".join(value.split())
+    def text(column, value):
+        if not isinstance(value, str) or "\ufffd" in value:
+            raise DataError(f"{column} is {value!r}, not {'UTF-8' if isinstance(value, str) else 'a text'}")
+        return " ".join(value.split())  # line breaks and doubled spaces are one space to a tokenizer
 
-    raw, here = row[found["label"]], f"{found['label']} is {row[found['label']]!r}"
+    raw = row[found["label"]]
     label = "" if raw is None else str(raw).strip().lower()
+    label = {str(numbers.find(word[0].upper())): word for word in LABELS if numbers}.get(label, label)
     if label in ("-", "-1"):  # -1: what - became in copies with numbers
         raise DataError(NO_LABEL)
-    if label in ("0", "1", "2") and not numbers:
-        raise DataError(f"{here}, and three numberings are in use: FILE?labels=ENC means entailment, neutral, contradiction; NEC and CNE are the others")
-    label = {str(numbers.find(word[0].upper())): word for word in LABELS}.get(label, label) if numbers else label
     if label not in ("", *LABELS):
-        raise DataError(f"{here}; it may be {', '.join(LABELS)}, - (left out) or empty (unlabelled)")
+        raise DataError(f"{found['label']} is {raw!r}; it may be {', '.join(LABELS)}, - (left out) or empty (unlabelled); for 0, 1, 2, of which three "
+                        "readings are in use, FILE?labels=ENC says which letter is which number")  # fmt: skip
     premise, hypothesis = (text(found[ours], row[found[ours]]) for ours in ("premise", "hypothesis"))
     if not premise or not hypothesis:
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")
@@ -385,7 +373,7 @@ def split_of(premise):
 
 
 def cache_folder():
-    """Where downloads and encoded rows are kept: $APPRENTICE_CACHE, or ~/.cache/apprentice."""
+    """Where files are kept: $APPRENTICE_CACHE, or ~/.cache/apprentice."""
     return Path(os.environ.get("APPRENTICE_CACHE") or Path.home() / ".cache" / "apprentice")
 
 
@@ -494,15 +482,14 @@ def train_vocabulary(texts, path, size):
     lines = [word for word, count in words.items() for _ in range(1 + 200_000 * count // words.total())]
     # The trainer takes for candidates what two different words begin with: "dog" alone is none, "dog" and "dog." make one.
     stems = sorted({stem for word in words for stem in re.findall(r"[^\W\d_]+", word)})
-    buffer = io.BytesIO()
+    lines, path, buffer = lines + stems + [stem + "." for stem in stems], Path(path), io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines + stems + [stem + "." for stem in stems]), model_writer=buffer, vocab_size=size, model_type="unigram",
-            pad_id=PAD, eos_id=EOS, unk_id=UNK, bos_id=-1, hard_vocab_limit=False, character_coverage=0.9999, num_threads=1, minloglevel=2)  # fmt: skip
+            sentence_iterator=iter(lines), model_writer=buffer, vocab_size=size, model_type="unigram", pad_id=PAD, eos_id=EOS, unk_id=UNK,
+            bos_id=-1, hard_vocab_limit=False, character_coverage=0.9999, num_threads=1, minloglevel=2)  # fmt: skip
     except RuntimeError as e:
         why = str(e).strip().splitlines()[-1].strip()
         raise DataError(f"no vocabulary of {size} pieces from {len(words)} words: {why}; change the size or give more text") from None
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_bytes(buffer.getvalue())
@@ -533,15 +520,12 @@ class Format:
         return tuple(re.findall(r"{(\w+)}", self.target))
 
     def pieces(self, example, explanation=0):
-        """(source, [(part, text), …]): the target is the texts joined by spaces; what the example lacks is left out. The format's own
-        words count as rationale. `explanation` is the number of the one to write."""
+        """(source, [(part, text), …]): the texts joined by spaces are the target; what the example lacks is left out. The format's own words
+        count as rationale. `explanation`: which of them to write."""
         source = self.sources[zlib.crc32(example.id.encode()) % len(self.sources)]
-        reason = example.explanations[explanation] if explanation < len(example.explanations) else ""
-        texts = {"label": self.words[LABELS.index(example.label)] if example.label else "", "rationale": reason}
-        pieces = []
-        for lead, part in re.findall(r"(\w+:)? ?{(\w+)}", self.target):
-            pieces += [("rationale", lead)] * bool(lead and texts[part]) + [(part, texts[part])] * bool(texts[part])
-        return source.format(premise=example.premise, hypothesis=example.hypothesis), pieces
+        texts = {"label": self.words[LABELS.index(example.label)] if example.label else "", "rationale": "".join(example.explanations[explanation:][:1])}
+        pieces = [piece for lead, part in re.findall(r"(\w+:)? ?{(\w+)}", self.target) if texts[part] for piece in (("rationale", lead), (part, texts[part]))]
+        return source.format(premise=example.premise, hypothesis=example.hypothesis), [(part, text) for part, text in pieces if text]
 
     def render(self, example, explanation=0):
         """(source text, target text)."""
@@ -553,11 +537,9 @@ class Format:
         (None, the text): "it is neutral" names no label."""
         label = rf"(?P<label>{'|'.join(self.words)})\s*\.?".replace(" ", r"\s+")
         found = re.fullmatch(self.answer.replace("LABEL", label), text.strip(), re.IGNORECASE | re.DOTALL)
-        if not found:
-            return None, text
-        said = {part: words or "" for part, words in found.groupdict().items()}
+        said = {part: words or "" for part, words in (found.groupdict() if found else {"rationale": text}).items()}
         word = " ".join(said.get("label", "").lower().split())
-        return LABELS[self.words.index(word)] if word else None, said.get("rationale", "").strip()
+        return LABELS[self.words.index(word)] if word else None, said.get("rationale", "").strip() if found else text
 
 
 PAIR = "premise: {premise} hypothesis: {hypothesis}"
