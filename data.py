@@ -665,6 +665,7 @@ class Batch:
     labels: torch.Tensor  # (B, T) long, padded with -100
     label_tokens: torch.Tensor | None = None  # (B, T) bool; None: every token belongs to the label
     ids: tuple = ()  # the rows' numbers or names, if anyone needs them
+    weights: torch.Tensor | None = None  # (B,) how much each row counts; None: all alike
 
     def to(self, device):
         """The batch on another device."""

@@ -22,18 +22,14 @@ from data import Batch, DataError, Tokenizer, read_examples, train_vocabulary
 from distill import (
     KINDS,
     Config,
-    Lesson,
     Trainer,
     cast,
     cut_student,
     distillation_loss,
-    encode_all,
-    lesson,
     linear_distillation_loss,
     main,
     prepare,
     read_settings,
-    spaced,
     top_k,
 )  # fmt: skip
 from model import T5, T5Config, read_safetensors
@@ -252,8 +248,8 @@ def settings(world, tmp_path, **other):
 
 
 def first_lessons(parts, count=2):
-    trainer, _, rows, weights, _ = parts
-    return [lesson(trainer.config, rows, weights, task, range(8 * i, 8 * i + 8)) for i in range(count) for task in trainer.config.tasks]
+    trainer, _, _, batch_of, _ = parts
+    return [batch_of(task, list(range(8 * i, 8 * i + 8))) for i in range(count) for task in trainer.config.tasks]
 
 
 TEACHERS = {"one": "a", "two, fixed": "a@3+b", "two, by confidence": "a+b", "cached": "a", "on policy": "a", "and a file": "a+words.jsonl"}
@@ -280,7 +276,7 @@ def test_every_loss_with_every_teacher_and_student(world, tmp_path, teacher, stu
 def test_illegal_combinations_say_why(world, tmp_path):
     with pytest.raises(DataError, match="another vocabulary.*kd_weight=0 and teacher_writes"):
         prepare(settings(world, tmp_path, teacher=str(world / "c"), kd_weight=1.0))
-    with pytest.raises(DataError, match="5 layers can't be cut from 3"):
+    with pytest.raises(DataError, match="student_layers is 5, but the teacher has 3"):
         prepare(settings(world, tmp_path, teacher=str(world / "a"), student="cut", student_layers=5))
     with pytest.raises(DataError, match="names no parameter"):
         prepare(settings(world, tmp_path, train_only="nowhere"))
@@ -288,12 +284,11 @@ def test_illegal_combinations_say_why(world, tmp_path):
                 dict(teacher_cache="x", on_policy=0.5, kd_weight=1.0)):  # fmt: skip
         with pytest.raises(DataError, match=next(iter(bad))):
             Config(**bad)
-    with pytest.raises(DataError, match="needs a T5 as its teacher"):
+    with pytest.raises(DataError, match="a T5 is needed as the teacher"):
         main(["configs/tiny_teacher.py", "--kd_weight=1", f"--teacher={world / 'words.jsonl'}"])
 
 
 def test_a_cut_student_has_evenly_spaced_layers_of_its_teacher():
-    assert [spaced(12, n) for n in (1, 2, 3, 6, 12)] == [[0], [0, 11], [0, 6, 11], [0, 2, 4, 7, 9, 11], list(range(12))]
     torch.manual_seed(0)
     teacher = T5(T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=24, num_layers=5, num_decoder_layers=3, num_heads=2))
     student = cut_student(teacher, 2)
@@ -407,27 +402,30 @@ def test_on_policy_the_student_writes_and_only_the_teacher_judges():
 def test_a_files_rationales_are_kept_dropped_or_weighed_down_and_its_held_out_premises_left_out(world, tmp_path, capsys):
     for share, rows in ((1.0, 160), (0.0, 140), (0.5, 160)):
         parts = prepare(settings(world, tmp_path / str(share), teacher=f"{world / 'words.jsonl'}@2", other_labels=share))
-        assert len(parts[3]) == rows and sorted(set(parts[3])) == sorted({1.0, 2.0} | ({2 * share} if share else set()))
+        assert len(parts[2]) == rows
+        weights = parts[3]("predict", list(range(rows))).weights.tolist()
+        assert sorted(set(weights)) == sorted({1.0, 2.0} | ({2 * share} if share else set())) and weights.count(2.0) == (60 if share < 1 else 80)
         assert "81 answers, 1 of them to held-out premises (left out), 20 with another label than gold" in capsys.readouterr().out
 
 
 def test_rows_count_as_much_as_their_weight_says():
     b = batch(4)
     twice, _ = after([rows_of(b, 0, 1, 1, 2, 3, 3, 3)])
-    weighed, _ = after([Lesson(**vars(b), weights=torch.tensor([1.0, 2.0, 1.0, 3.0]))])
+    weighed, _ = after([replace(b, weights=torch.tensor([1.0, 2.0, 1.0, 3.0]))])
     for name in ("loss", "label", "rationale", "kd"):
         assert weighed[name] == pytest.approx(twice[name], rel=1e-4), name
 
 
 def test_all_of_a_rows_explanations_are_learnt(world, tmp_path):
-    examples = read_examples("toy", "validation", 5)
-    assert [len(e.explanations) for e in examples] == [3] * 5
-    tokenizer = Tokenizer(world / "spiece.model")
-    for explanations, rows in ((0, 15), (2, 10), (1, 5)):
-        config = settings(world, tmp_path, explanations=explanations)
-        found, weights = encode_all(config, tokenizer, [(e, 1.0) for e in examples])
-        assert len(weights) == rows and len({tuple(target) for _, target, _ in found["explain"]}) == rows
-        assert len(encode_all(replace(config, format="predict"), tokenizer, [(e, 1.0) for e in examples])[1]) == 5
+    for i, (explanations, rows) in enumerate(((0, 80 + 15), (2, 80 + 10), (1, 80 + 5))):
+        path = tmp_path / "three.jsonl"
+        lines = [{"premise": f"p {e.premise}", "hypothesis": e.hypothesis, "label": e.label, "explanations": e.explanations}
+                 for e in read_examples("toy", "validation", 5)]  # fmt: skip
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        _, tokenizer, lengths, batch_of, _ = prepare(settings(world, tmp_path / str(i), teacher=str(path), explanations=explanations))
+        assert len(lengths) == rows
+        learnt = {tokenizer.decode(row[row >= 0].tolist()) for row in batch_of("explain", list(range(80, rows))).labels}
+        assert len(learnt) == rows - 80
 
 
 COMMAND = [sys.executable, "distill.py", "configs/tiny_teacher.py", "--data=toy:600", "--student=nano", "--max_steps=24", "--eval_every=8",
