@@ -74,28 +74,26 @@ def multiply_adds(config, source_tokens, new_tokens, batch=1, num_beams=1):
 def in_fresh_process(function, *args):
     """function(*args) as a new Python process finds it: nothing that ran before holds its memory or has warmed its caches."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            raise DataError(f"the system ended the process that measured {args[0]} in {args[1]}, most likely for want of memory") from None
 
 
 def high_water(device, call):
-    """-> (bytes that this process held before call(), what it returned, bytes that it held at most), None where the system keeps it back"""
+    """-> (bytes that this process holds before call(), what it returned, bytes that it held at most); 0 where the system keeps them back"""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated(), call(), torch.cuda.max_memory_allocated()  # worked out from left to right
+    if not Path("/proc/self/clear_refs").exists():
+        return 0, call(), 0
+    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system, so that using it again shows
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
 
     def status(key):
         return 1024 * int(Path("/proc/self/status").read_text().split(key)[1].split()[0])
 
-    if not Path("/proc/self/clear_refs").exists():
-        return None, call(), None
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system, so that using it again shows
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     return status("VmRSS:"), call(), status("VmHWM:")
-
-
-def less(a, b):
-    """a - b, None where the system told neither."""
-    return None if a is None else a - b
 
 
 def in_turns(calls, seconds, device):
@@ -103,15 +101,13 @@ def in_turns(calls, seconds, device):
     and more until the time is spent."""
     times, begin = {name: [] for name in calls}, time.perf_counter()
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    rounds = 0
-    while rounds < 3 or (time.perf_counter() - begin < seconds and rounds < 1000):
+    while min(map(len, times.values())) < 3 or time.perf_counter() - begin < seconds:
         for name, call in calls.items():
             wait()
             start = time.perf_counter()
             call()
             wait()
             times[name].append(time.perf_counter() - start)
-        rounds += 1
     return times
 
 
@@ -130,9 +126,9 @@ def measure(folder, dtype, device, points, seconds, peer=False):
     generate(model, torch.full((1, 64), 5, device=device), max_new_tokens=2, num_beams=2)
     start = time.perf_counter()
     empty, model, most = high_water(device, lambda: T5.from_pretrained(folder, dtype=dtype, device=device))
-    result = {"load_seconds": time.perf_counter() - start, "loading_bytes": less(most, empty), "points": []}
+    result = {"load_seconds": time.perf_counter() - start, "loading_bytes": most - empty, "points": []}
     high_water(device, dict(programs(*points[0]))["seconds"])
-    result["memory_bytes"] = less(high_water(device, lambda: None)[0], empty)
+    result["memory_bytes"] = high_water(device, lambda: None)[0] - empty
     if peer:
         from transformers import T5ForConditionalGeneration
 
@@ -140,9 +136,7 @@ def measure(folder, dtype, device, points, seconds, peer=False):
     for point in points:
         calls = dict(programs(*point))
         rest, most = [high_water(device, call)[::2] for call in calls.values()][0]  # the first call of each also warms it up
-        extra = less(most, rest)
-        peak = None if extra is None else result["memory_bytes"] + extra
-        result["points"].append({**in_turns(calls, seconds, device), "peak_bytes": peak, "extra_bytes": extra})
+        result["points"].append({**in_turns(calls, seconds, device), "peak_bytes": result["memory_bytes"] + most - rest, "extra_bytes": most - rest})
     return result
 
 
@@ -199,16 +193,14 @@ def print_table(title, rows):
     """Print {name: {column: number, text or None}} under a title, numbers with three digits and k, M, G or T for thousands."""
 
     def text(cell):
-        if not isinstance(cell, (int, float)):
+        if isinstance(cell, str) or not cell:
             return cell or "–"
         power = min((len(str(int(cell))) - 1) // 3, 4)
         return f"{cell / 1000**power:#.3g}".rstrip(".") + ("", " k", " M", " G", " T")[power]
 
     lines = [("", *next(iter(rows.values()))), *((name, *map(text, row.values())) for name, row in rows.items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"\n{title}")
-    for first, *rest in lines:
-        print("  ".join([first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))]))
+    print(f"\n{title}", *("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines), sep="\n")
 
 
 def print_report(results):
@@ -233,25 +225,23 @@ def print_report(results):
 
 def picture_of_cost(results, path):
     """Accuracy against latency where accuracies are known, else parameters against latency; areas are bytes of memory."""
-    shown = [r for r in results if r["accuracy"] is not None]
-    known, shown = bool(shown), shown or results
-    largest = max(n for r in shown for n in r["memory_bytes"].values())
-    markers = dict(zip(dict.fromkeys(d for r in shown for d in r["latency_ms"]), "os^Dv", strict=False))
+    known = [r for r in results if r["accuracy"] is not None]
+    shown, largest = known or results, max(max(r["memory_bytes"].values()) for r in known or results) or 1
+    markers = dict(zip(dict.fromkeys(dtype for r in shown for dtype in r["latency_ms"]), "os^Dv", strict=False))
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     axes = figure.subplots()
     for i, r in enumerate(shown):
-        y = 100 * r["accuracy"] if known else r["parameters"]
-        times = [ms["median"] for ms in r["latency_ms"].values()]
-        axes.scatter(times, [y] * len(times), [3000 * n / largest for n in r["memory_bytes"].values()], color=f"C{i}", alpha=0.2, linewidth=0)
+        times, y = [ms["median"] for ms in r["latency_ms"].values()], 100 * r["accuracy"] if known else r["parameters"]
         axes.plot(times, [y] * len(times), color=f"C{i}", linewidth=1, label=r["name"])
-        for x, dtype in zip(times, r["latency_ms"], strict=True):
+        for x, (dtype, memory) in zip(times, r["memory_bytes"].items(), strict=True):
+            axes.scatter(x, y, 3000 * memory / largest, color=f"C{i}", alpha=0.2, linewidth=0)
             axes.plot(x, y, markers[dtype], color=f"C{i}", markersize=5)
     for dtype, marker in markers.items():
         axes.plot([], [], marker, color="grey", markersize=5, label=dtype)
     axes.set(xlabel="ms an answer at batch 1", ylabel="accuracy, % (evaluate.py's, in float32)" if known else "parameters",
              title="area: bytes in memory", xscale="log", yscale="linear" if known else "log")  # fmt: skip
     axes.margins(0.15)
-    axes.grid(alpha=0.2)
+    axes.grid(alpha=0.2, which="both")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path)
 
@@ -264,28 +254,29 @@ AXES = {  # what varies -> points (source tokens, new tokens, batch, beams); a s
     "batch": [(64, 8, n, 1) for n in (1, 2, 4, 8, 16, 32, 64)],
     "beams": [(64, 16, 1, n) for n in (1, 2, 4, 8, 16)],
 }
+GROWING = ("nano", "micro", "small", "base")
 
 
 def exponent(xs, ys):
-    """The slope of log y over log x by least squares over the upper half, where costs that stay the same hide it least."""
-    half = len(xs) // 2
-    return np.polyfit(np.log(xs[half:]), np.log(ys[half:]), 1)[0]
+    """The slope of log y over log x by least squares over the upper half, where costs that stay the same hide it least; 0: not told."""
+    xs, ys = xs[len(xs) // 2 :], ys[len(ys) // 2 :]
+    return np.polyfit(np.log(xs), np.log(ys), 1)[0] if min(ys) > 0 else 0.0
 
 
-def grow(name, dtype, device, opt, work):
+def grow(name, dtype, device, seconds, work):
     """Time and memory along AXES, and over sizes -> {axis: {"values", "seconds", "extra_bytes", "multiply_adds", "exponents", "raw"}}"""
-    folder, config = find(name, work)
-    jobs = [(axis, [p[i] for p in points], folder, config, points) for i, (axis, points) in enumerate(AXES.items())]
-    for size in ("nano", "micro", "small", "base"):
-        jobs.append(("parameters", [sum(parameters_by_part(SIZES[size]).values())], *find(size, work), [(64, 8, 1, 1)]))
+    jobs = [(axis, [p[i] for p in points], *find(name, work), points) for i, (axis, points) in enumerate(AXES.items())]
+    jobs += [("parameters", [sum(parameters_by_part(SIZES[size]).values())], *find(size, work), [(64, 8, 1, 1)]) for size in GROWING]
     found = {}
-    for axis, values, place, shape, points in tqdm(jobs, desc="growth", unit="axis"):
-        raw = in_fresh_process(measure, place, dtype, device, points, opt["seconds"])["points"]
-        new = {"values": values, "seconds": [float(np.median(p["seconds"])) for p in raw], "extra_bytes": [p["extra_bytes"] for p in raw],
-               "multiply_adds": [sum(multiply_adds(shape, *p).values()) for p in points], "raw": raw}  # fmt: skip
-        found[axis] = {k: found[axis][k] + v for k, v in new.items()} if axis in found else new
+    for axis, values, folder, config, points in tqdm(jobs, desc="growth", unit="axis"):
+        raw = in_fresh_process(measure, folder, dtype, device, points, seconds)["points"]
+        part = found.setdefault(axis, {key: [] for key in ("values", "seconds", "extra_bytes", "multiply_adds", "raw")})
+        for value, point, row in zip(values, points, raw, strict=True):
+            new = (value, float(np.median(row["seconds"])), row["extra_bytes"], sum(multiply_adds(config, *point).values()), row)
+            for column, cell in zip(part.values(), new, strict=True):
+                column.append(cell)
     for part in found.values():
-        part["exponents"] = {key: exponent(part["values"], part[key]) for key in ("seconds", "multiply_adds", "extra_bytes") if None not in part[key]}
+        part["exponents"] = {key: exponent(part["values"], part[key]) for key in ("seconds", "multiply_adds", "extra_bytes")}
     return found
 
 
@@ -293,15 +284,14 @@ def picture_of_growth(found, about, path):
     """Time above, memory below, an axis a column, all logarithmic; dashed: the multiply-adds, laid through the last point."""
     figure = Figure(figsize=(3.2 * len(found), 6), dpi=130, layout="constrained")
     figure.suptitle(about)
-    for column, (axis, part) in enumerate(found.items()):
-        slopes, asked = part["exponents"], np.array(part["multiply_adds"])
-        top, bottom = figure.add_subplot(2, len(found), column + 1), figure.add_subplot(2, len(found), len(found) + column + 1)
-        top.plot(part["values"], part["seconds"], "o-", label=f"seconds, exponent {slopes['seconds']:.2f}")
-        top.plot(part["values"], asked * (part["seconds"][-1] / asked[-1]), "--", color="grey", label=f"multiply-adds, {slopes['multiply_adds']:.2f}")
-        if "extra_bytes" in slopes:
-            bottom.plot(part["values"], [n / 1e6 for n in part["extra_bytes"]], "o-C1", label=f"MB, exponent {slopes['extra_bytes']:.2f}")
+    for (axis, part), (top, bottom) in zip(found.items(), figure.subplots(2, len(found), sharex="col").T, strict=True):
+        slope, asked = part["exponents"], np.array(part["multiply_adds"])
+        top.plot(part["values"], part["seconds"], "o-", label=f"seconds: exponent {slope['seconds']:.2f}")
+        top.plot(part["values"], asked * (part["seconds"][-1] / asked[-1]), "--", color="grey", label=f"multiply-adds: {slope['multiply_adds']:.2f}")
+        bottom.plot(part["values"], np.array(part["extra_bytes"]) / 1e6, "oC1-", label=f"MB above the model: {slope['extra_bytes']:.2f}")
+        bottom.set_xlabel(axis)
         for one in (top, bottom):
-            one.set(xscale="log", yscale="log", xlabel=axis, ylabel="" if column else "seconds" if one is top else "MB above the model")
+            one.set(xscale="log", yscale="log")
             one.margins(y=0.3)
             one.grid(alpha=0.2)
             one.legend(fontsize=8, loc="upper left")
@@ -335,11 +325,8 @@ def compare(names, opt, work):
             measured = {}
             for device, dtype in jobs:
                 bar.set_description(f"{name} {dtype}")
-                try:
-                    found = in_fresh_process(measure, folder, dtype, device, POINTS, opt["seconds"], bool(opt["against"]))
-                    measured[dtype if device == "cpu" else f"{dtype} on {device}"] = found
-                except BrokenProcessPool:
-                    raise DataError(f"{name} in {dtype} on {device}: the system ended the process, most likely for want of memory") from None
+                found = in_fresh_process(measure, folder, dtype, device, POINTS, opt["seconds"], bool(opt["against"]))
+                measured[dtype if device == "cpu" else f"{dtype} on {device}"] = found
                 bar.update()
             results.append(report(name, folder, config, measured))
     return results
@@ -354,28 +341,25 @@ def main(argv=None):
     names, opt = read_options(argv)
     about = {"device": ", ".join(opt["device"]), "machine": machine(), "options": opt,
              "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", opt["against"]) if p}}}  # fmt: skip
-    on = f"{about['machine']['gpu'] if opt['device'] == ['cuda'] else about['machine']['processor']}, {torch.get_num_threads()} threads"
-    out = Path(opt["out"])
+    out, on = Path(opt["out"]), f"{about['machine']['gpu'] if opt['device'] == ['cuda'] else about['machine']['processor']}, {torch.get_num_threads()} threads"
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         if opt["growth"]:
-            name, dtype, device = names[0], opt["dtype"][0], opt["device"][0]
-            print(f"How the cost of {name} ({dtype}, {on}) grows with {', '.join(AXES)} and parameters")
-            result = {**about, "name": name, "growth": grow(name, dtype, device, opt, work)}
-            print_table("Exponents over the upper half of each axis: what doubles costs 2^exponent as much", {
-                axis: {"from": str(part["values"][0]), "to": str(part["values"][-1]), **{k: f"{v:.2f}" for k, v in part["exponents"].items()}}
-                for axis, part in result["growth"].items()})  # fmt: skip
+            picture, about["name"] = out / "growth.png", f"{names[0]}, {opt['dtype'][0]}, {opt['device'][0]} ({on})"
+            print(f"{about['name']}: how cost grows with {', '.join(AXES)} and parameters")
+            result = {**about, "growth": grow(names[0], opt["dtype"][0], opt["device"][0], opt["seconds"], work)}
+            print_table("Exponents over the upper half of each axis: twice as much of it costs 2^exponent times as much", {
+                axis: {"from": part["values"][0], "to": part["values"][-1], **part["exponents"]} for axis, part in result["growth"].items()})
+            picture_of_growth(result["growth"], about["name"], picture)
             files = {out / "growth.json": result}
-            picture = out / "growth.png"
-            picture_of_growth(result["growth"], f"{name}, {dtype}: {on}", picture)
         else:
+            picture = out / "cost.png"
             print(f"{', '.join(names)} in {', '.join(opt['dtype'])} on {about['device']} ({on})")
             result = {**about, "models": compare(names, opt, work)}
             print_report(result["models"])
-            files = {Path(r["name"], "bench.json"): {**r, **about} for r in result["models"] if Path(r["name"], "run.json").is_file()}
-            files[out / "bench.json"] = result
-            picture = out / "cost.png"
             picture_of_cost(result["models"], picture)
+            runs = [r for r in result["models"] if Path(r["name"], "run.json").is_file()]
+            files = {**{Path(r["name"], "bench.json"): {**r, **about} for r in runs}, out / "bench.json": result}
     for place, content in files.items():
         replace_file(place, (json.dumps(content, indent=1) + "\n").encode())
     print("\nwrote", *files, picture)

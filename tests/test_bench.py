@@ -177,8 +177,8 @@ def test_the_command_measures_a_run_beside_its_teacher(tmp_path):
 
 
 def test_the_peer_is_told_round_by_round():
-    point = {"seconds": [1.0, 2.0, 4.0], "peer_seconds": [3.0, 4.0, 20.0], "peak_bytes": None}
-    found = {"float32": {"load_seconds": 1.0, "memory_bytes": None, "points": [point] * len(bench.POINTS)}}
+    point = {"seconds": [1.0, 2.0, 4.0], "peer_seconds": [3.0, 4.0, 20.0], "peak_bytes": 0}
+    found = {"float32": {"load_seconds": 1.0, "memory_bytes": 0, "points": [point] * len(bench.POINTS)}}
     row = bench.report("nano", pathlib.Path("/nowhere"), SIZES["nano"], found)["throughput"][0]
     assert row["times_transformers"] == [2, 3, 5]  # lowest, median, highest of 3, 2, 5: not the ratio of the medians, which is 2
     assert np.isclose(row["tokens_per_second"], 16)
