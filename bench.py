@@ -130,8 +130,9 @@ def measure(folder, dtype, device, points, seconds, peer=False):
     high_water(device, dict(programs(*points[0]))["seconds"])
     result["memory_bytes"] = high_water(device, lambda: None)[0] - empty
     if peer:
-        from transformers import T5ForConditionalGeneration
+        from transformers import T5ForConditionalGeneration, logging
 
+        logging.set_verbosity_error()
         theirs = T5ForConditionalGeneration.from_pretrained(folder, dtype="float32" if dtype == "int8" else dtype).eval().to(device)
     for point in points:
         calls = dict(programs(*point))
@@ -143,7 +144,6 @@ def measure(folder, dtype, device, points, seconds, peer=False):
 # --- side by side -----------------------------------------------------------------------------------------------------
 
 POINTS = [(64, 32, batch, beams) for batch in (1, 16) for beams in (1, 4)]  # source tokens, new tokens; the first gives the latency
-
 
 
 def machine():
@@ -193,7 +193,7 @@ def print_table(title, rows):
     """Print {name: {column: number, text or None}} under a title, numbers with three digits and k, M, G or T for thousands."""
 
     def text(cell):
-        if isinstance(cell, str) or not cell:
+        if cell is None or isinstance(cell, str):
             return cell or "–"
         power = min((len(str(int(cell))) - 1) // 3, 4)
         return f"{cell / 1000**power:#.3g}".rstrip(".") + ("", " k", " M", " G", " T")[power]
@@ -209,13 +209,13 @@ def print_report(results):
     rows, beside, peer = {}, {}, {}
     for r, dtype in [(one, d) for one in sorted(results, key=lambda one: -one["parameters"]) for d in one["latency_ms"]]:
         rates = {f"{t['batch']} x {t['num_beams']}": t for t in r["throughput"] if t["dtype"] == dtype}
-        row = {"parameters": r["parameters"], "disk": r["disk_bytes"], "memory": r["memory_bytes"][dtype], "peak": r["peak_bytes"][dtype],
+        row = {"parameters": r["parameters"], "disk": r["disk_bytes"], "memory": r["memory_bytes"][dtype] or None, "peak": r["peak_bytes"][dtype] or None,
                "load s": r["raw"][dtype]["load_seconds"], "multiply-adds": r["multiply_adds"], "ms": r["latency_ms"][dtype]["median"],
                "p95": r["latency_ms"][dtype]["p95"], **{cell: t["tokens_per_second"] for cell, t in rates.items()}}  # fmt: skip
         rows[name := f"{r['name']} {dtype}"] = row
         first, most = next(iter(rows.items()))
         beside[name] = {k: v and (v / most[k] if k in rates else most[k] / v) for k, v in row.items()}
-        beside[name] |= {k: r[k] and 100 * r[k] for k in ("accuracy", "rougeL")}
+        beside[name] |= {shown: None if r[k] is None else f"{100 * r[k]:.1f}" for shown, k in (("accuracy", "accuracy"), ("ROUGE-L", "rougeL"))}
         peer[name] = {k: "{1:.2f} ({0:.2f} to {2:.2f})".format(*t["times_transformers"]) for k, t in rates.items() if "times_transformers" in t}
     print_table("Bytes, seconds to load, ms an answer alone, and new tokens a second at batch x beams", rows)
     print_table(f"How many times less than {first} (tokens a second: more); accuracy and ROUGE-L in %", beside)
@@ -239,8 +239,7 @@ def picture_of_cost(results, path):
     for dtype, marker in markers.items():
         axes.plot([], [], marker, color="grey", markersize=5, label=dtype)
     axes.set(xlabel="ms an answer at batch 1", ylabel="accuracy, % (evaluate.py's, in float32)" if known else "parameters",
-             title="area: bytes in memory", xscale="log", yscale="linear" if known else "log")  # fmt: skip
-    axes.margins(0.15)
+             title="area: bytes in memory", xscale="log", yscale="linear" if known else "log", xmargin=0.15, ymargin=0.15)  # fmt: skip
     axes.grid(alpha=0.2, which="both")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path)
@@ -264,19 +263,16 @@ def exponent(xs, ys):
 
 
 def grow(name, dtype, device, seconds, work):
-    """Time and memory along AXES, and over sizes -> {axis: {"values", "seconds", "extra_bytes", "multiply_adds", "exponents", "raw"}}"""
-    jobs = [(axis, [p[i] for p in points], *find(name, work), points) for i, (axis, points) in enumerate(AXES.items())]
-    jobs += [("parameters", [sum(parameters_by_part(SIZES[size]).values())], *find(size, work), [(64, 8, 1, 1)]) for size in GROWING]
+    """Time and memory along AXES, and over sizes -> {axis: {"values", "seconds", "extra_bytes", "multiply_adds", "raw", "exponents"}}"""
+    jobs = [(axis, [find(name, work)], points, [p[i] for p in points]) for i, (axis, points) in enumerate(AXES.items())]
+    sizes = [find(size, work) for size in GROWING]
+    jobs.append(("parameters", sizes, [(64, 8, 1, 1)], [sum(parameters_by_part(config).values()) for _, config in sizes]))
     found = {}
-    for axis, values, folder, config, points in tqdm(jobs, desc="growth", unit="axis"):
-        raw = in_fresh_process(measure, folder, dtype, device, points, seconds)["points"]
-        part = found.setdefault(axis, {key: [] for key in ("values", "seconds", "extra_bytes", "multiply_adds", "raw")})
-        for value, point, row in zip(values, points, raw, strict=True):
-            new = (value, float(np.median(row["seconds"])), row["extra_bytes"], sum(multiply_adds(config, *point).values()), row)
-            for column, cell in zip(part.values(), new, strict=True):
-                column.append(cell)
-    for part in found.values():
-        part["exponents"] = {key: exponent(part["values"], part[key]) for key in ("seconds", "multiply_adds", "extra_bytes")}
+    for axis, models, points, values in tqdm(jobs, desc="growth", unit="axis"):
+        raw = [row for folder, _ in models for row in in_fresh_process(measure, folder, dtype, device, points, seconds)["points"]]
+        part = {"seconds": [np.median(row["seconds"]) for row in raw], "extra_bytes": [row["extra_bytes"] for row in raw],
+                "multiply_adds": [sum(multiply_adds(config, *point).values()) for _, config in models for point in points]}  # fmt: skip
+        found[axis] = {"values": values, **part, "raw": raw, "exponents": {key: exponent(values, ys) for key, ys in part.items()}}
     return found
 
 
@@ -291,8 +287,7 @@ def picture_of_growth(found, about, path):
         bottom.plot(part["values"], np.array(part["extra_bytes"]) / 1e6, "oC1-", label=f"MB above the model: {slope['extra_bytes']:.2f}")
         bottom.set_xlabel(axis)
         for one in (top, bottom):
-            one.set(xscale="log", yscale="log")
-            one.margins(y=0.3)
+            one.set(xscale="log", yscale="log", ymargin=0.3)
             one.grid(alpha=0.2)
             one.legend(fontsize=8, loc="upper left")
     figure.savefig(path)
@@ -309,27 +304,27 @@ def read_options(argv):
         opt[key] = opt[key].split(",") if opt[key] else list(values)
         if wrong := set(opt[key]) - set(values):
             raise DataError(f"--{key}={min(wrong)}: here it can be {', '.join(values)}")
+        if opt["growth"]:
+            opt[key] = opt[key][:1]
     if opt["against"] not in ("", "transformers") or opt["against"] and not find_spec("transformers"):
         raise DataError(f"--against={opt['against']}: it can be transformers, where that is installed (pip install transformers)")
     if not opt["seconds"] >= 0:
         raise DataError(f"--seconds={opt['seconds']} is below 0")
-    return names or (["small"] if opt["growth"] else ["nano", "micro", "small"]), opt
+    if (opt["device"], opt["dtype"]) == (["cuda"], ["int8"]):
+        raise DataError("--dtype=int8 is for --device=cpu; use bfloat16 on cuda")
+    return list(dict.fromkeys(names)) or (["small"] if opt["growth"] else ["nano", "micro", "small"]), opt
 
 
 def compare(names, opt, work):
     """Measure every model in every dtype on every device -> the list of their reports."""
-    places, results = {name: find(name, work) for name in dict.fromkeys(names)}, []
-    jobs = [(device, dtype) for device in opt["device"] for dtype in opt["dtype"] if (device, dtype) != ("cuda", "int8")]
-    with tqdm(total=len(places) * len(jobs), unit="model") as bar:
-        for name, (folder, config) in places.items():
-            measured = {}
-            for device, dtype in jobs:
-                bar.set_description(f"{name} {dtype}")
-                found = in_fresh_process(measure, folder, dtype, device, POINTS, opt["seconds"], bool(opt["against"]))
-                measured[dtype if device == "cpu" else f"{dtype} on {device}"] = found
-                bar.update()
-            results.append(report(name, folder, config, measured))
-    return results
+    places = {name: find(name, work) for name in names}
+    measured = {name: {} for name in names}
+    kinds = [(device, dtype) for device in opt["device"] for dtype in opt["dtype"] if (device, dtype) != ("cuda", "int8")]
+    for name, (device, dtype) in (bar := tqdm([(name, kind) for name in places for kind in kinds], unit="model")):
+        bar.set_description(f"{name} {dtype}")
+        found = in_fresh_process(measure, places[name][0], dtype, device, POINTS, opt["seconds"], bool(opt["against"]))
+        measured[name][dtype if device == "cpu" else f"{dtype} on {device}"] = found
+    return [report(name, *places[name], found) for name, found in measured.items()]
 
 
 def main(argv=None):
@@ -341,20 +336,21 @@ def main(argv=None):
     names, opt = read_options(argv)
     about = {"device": ", ".join(opt["device"]), "machine": machine(), "options": opt,
              "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", opt["against"]) if p}}}  # fmt: skip
-    out, on = Path(opt["out"]), f"{about['machine']['gpu'] if opt['device'] == ['cuda'] else about['machine']['processor']}, {torch.get_num_threads()} threads"
+    out, processor = Path(opt["out"]), about["machine"]["gpu" if opt["device"] == ["cuda"] else "processor"]
+    on = f"{about['device']} ({processor}, {torch.get_num_threads()} threads)"
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         if opt["growth"]:
-            picture, about["name"] = out / "growth.png", f"{names[0]}, {opt['dtype'][0]}, {opt['device'][0]} ({on})"
-            print(f"{about['name']}: how cost grows with {', '.join(AXES)} and parameters")
-            result = {**about, "growth": grow(names[0], opt["dtype"][0], opt["device"][0], opt["seconds"], work)}
+            picture, title = out / "growth.png", f"{names[0]} in {opt['dtype'][0]} on {on}"
+            print(f"How the cost of {title} grows with {', '.join(AXES)} and parameters")
+            result = {**about, "name": names[0], "growth": grow(names[0], opt["dtype"][0], opt["device"][0], opt["seconds"], work)}
             print_table("Exponents over the upper half of each axis: twice as much of it costs 2^exponent times as much", {
                 axis: {"from": part["values"][0], "to": part["values"][-1], **part["exponents"]} for axis, part in result["growth"].items()})
-            picture_of_growth(result["growth"], about["name"], picture)
+            picture_of_growth(result["growth"], title, picture)
             files = {out / "growth.json": result}
         else:
             picture = out / "cost.png"
-            print(f"{', '.join(names)} in {', '.join(opt['dtype'])} on {about['device']} ({on})")
+            print(f"{', '.join(names)} in {', '.join(opt['dtype'])} on {on}")
             result = {**about, "models": compare(names, opt, work)}
             print_report(result["models"])
             picture_of_cost(result["models"], picture)
