@@ -10,19 +10,22 @@ Here are the cached decoder, greedy search, beam search and sampling (`generate`
 `Apprentice`, which holds network, vocabulary and format together. Read next: distill.py (how it learns), evaluate.py.
 """
 
+import difflib
 import json
 import math
 import os
+import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_example
-from model import T5, CheckpointError, fetch
+from model import SIZES, T5, CheckpointError, fetch, replace_file
 
 EOS = 1
 TASKS = {"multitask": ("predict", "explain")}  # the formats that a run of this name asks, one after the other; else the name itself
@@ -305,6 +308,13 @@ class Apprentice:
             scores[here] = sums.view(-1, 3).log_softmax(-1).cpu()
         return scores
 
+    def write_rationales(self, path, examples, source, num_beams=1):
+        """Answer the examples into a rationale file: a line a row, with `source` for who says so."""
+        answers = self.answer([(e.premise, e.hypothesis) for e in examples], num_beams=num_beams, progress=True)
+        lines = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": a.label, "rationale": a.rationale, "source": source}
+                 for e, a in zip(examples, answers, strict=True)]  # fmt: skip
+        replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+
     def write(self, format, examples, batch_size, num_beams, bar):
         """Yields (row, text written for it), the longest sources first, so that memory that suffices once suffices to the end."""
         rows = [encode_example(self.tokenizer, format, e, 0, self.max_source, self.max_target) for e in examples]
@@ -327,6 +337,62 @@ def read_run(folder):
         raise CheckpointError(f"{path} cannot be read ({e})") from None
 
 
+# --- an apprentice before it has learnt ---------------------------------------------------------------------------------
+
+
+def sized(size, vocab_size, layers=0, width=0):
+    """A T5 of random weights: a size of SIZES, perhaps with other layers in each stack or another d_model, along which heads and d_ff grow."""
+    config, wide = SIZES[size], (width or SIZES[size].d_model) / SIZES[size].d_model
+    return T5(replace(config, vocab_size=vocab_size, d_model=int(config.d_model * wide), num_heads=max(1, int(config.num_heads * wide)),
+                      d_ff=int(config.d_ff * wide), num_layers=layers or config.num_layers,
+                      num_decoder_layers=layers or config.num_decoder_layers))  # fmt: skip
+
+
+def cut_student(teacher, layers):
+    """A T5 with `layers` of the teacher's in each stack, evenly spaced from the first to the last (3 of 12: 0, 6, 11), and all else as
+    there: "shrink and fine-tune" (Shleifer & Rush 2020, arXiv 2010.13002)."""
+    own, depth = teacher.state_dict(), {"encoder": teacher.config.num_layers, "decoder": teacher.config.num_decoder_layers}
+    if layers > min(depth.values()):
+        raise DataError(f"student_layers is {layers}, but the teacher has {min(depth.values())} to cut from")
+    student = T5(replace(teacher.config, num_layers=layers, num_decoder_layers=layers))
+    for name, p in student.state_dict().items():
+        p.copy_(own[re.sub(r"^(\w+)\.blocks\.(\d+)", lambda m: f"{m[1]}.blocks.{round(int(m[2]) * (depth[m[1]] - 1) / max(layers - 1, 1))}", name)])
+    return student
+
+
+def learning_parameters(model, pattern):
+    """{name: parameter} of those that a pattern names; "last2" stands for the last two blocks of each stack."""
+    blocks = [(stack, i, n) for stack, n in (("encoder", model.config.num_layers), ("decoder", model.config.num_decoder_layers)) for i in range(n)]
+    pattern = re.sub(r"last(\d+)", lambda m: "(" + "|".join(rf"{stack}\.blocks\.{i}\." for stack, i, n in blocks if i >= n - int(m[1])) + ")", pattern)
+    chosen = {name: p for name, p in model.named_parameters() if re.search(pattern, name)}
+    if not chosen:
+        raise DataError(f"train_only={pattern!r} names no parameter; python model.py SIZE lists them")
+    return chosen
+
+
+class LoRA:
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): each matrix W (out, in) learns as W + alpha / rank * B A with B (out, rank)
+    starting at 0 and A (rank, in). The network always holds the sum: a pass costs nothing more, and what is saved is a plain checkpoint.
+    The sum's gradient gives those of A and B by the chain rule; what is spared is the optimiser's memory. q, k and v share an A."""
+
+    def __init__(self, weights, rank, alpha):
+        self.weights, self.scale, self.base = weights, alpha / rank, [w.detach().clone() for w in weights]
+        self.A = [nn.Parameter(torch.randn(rank, w.shape[1], device=w.device) * w.shape[1] ** -0.5) for w in weights]
+        self.B = [nn.Parameter(torch.zeros(w.shape[0], rank, device=w.device)) for w in weights]
+
+    @torch.no_grad()
+    def pull(self):
+        """The gradients of A and B from those of the sums."""
+        for w, A, B in zip(self.weights, self.A, self.B, strict=True):
+            A.grad, B.grad, w.grad = self.scale * B.T @ w.grad, self.scale * w.grad @ A.T, None
+
+    @torch.no_grad()
+    def merge(self):
+        """The sums anew, after A and B have moved."""
+        for w, base, A, B in zip(self.weights, self.base, self.A, self.B, strict=True):
+            w.copy_(torch.addmm(base, B, A, alpha=self.scale))
+
+
 # --- python apprentice.py ---------------------------------------------------------------------------------------------
 
 
@@ -345,6 +411,21 @@ def run_main(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def cast(name, value, known):
+    """What was given for an option or setting, as the type that known[name] has: {name: default}. DataError says what is legal."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        raise DataError(f"unknown setting {name}{f'; did you mean {near[0]}?' if near else ''}; known: {', '.join(known)}")
+    kind = type(known[name])
+    try:
+        if (kind is dict) != isinstance(value, dict) or isinstance(value, (bool, list, tuple)) or (kind is int and float(value) != int(float(value))):
+            raise ValueError
+        return int(float(value)) if kind is int else kind(value)
+    except (ValueError, OverflowError):
+        legal = {int: "a whole number", float: "a number", dict: "a dictionary, in a config file"}.get(kind, "one text")
+        raise DataError(f"{name} is {value!r}, not {legal}") from None
+
+
 def options(argv, **defaults):
     """Split a command line into its plain words and its `--name=value` (or bare `--name`) options, cast to the defaults' types."""
     words, values = [], dict(defaults)
@@ -352,17 +433,12 @@ def options(argv, **defaults):
         name, _, value = arg.removeprefix("--").partition("=")
         if not arg.startswith("--"):
             words.append(arg)
-        elif name not in defaults:
-            raise DataError(f"unknown option {arg}; known: {', '.join('--' + k for k in defaults)}")
-        elif isinstance(defaults[name], bool):
-            if value:
-                raise DataError(f"--{name} takes no value, not {value!r}")
-            values[name] = True
+        elif not isinstance(defaults.get(name), bool):
+            values[name] = cast(name, value, defaults)
+        elif value:
+            raise DataError(f"--{name} takes no value, not {value!r}")
         else:
-            try:
-                values[name] = type(defaults[name])(value)
-            except ValueError:
-                raise DataError(f"--{name}={value}: not {'a whole number' if isinstance(defaults[name], int) else 'a number'}") from None
+            values[name] = True
     return words, values
 
 

@@ -5,11 +5,10 @@
     python distill.py configs/scratch.py --data=FILE     a T5 from random weights on a CSV of e-SNLI
     python distill.py CONFIG.py … --lr=3e-4 --seed=1,2,3     later words win, values with commas train every combination; --help lists all
 
-Read in order: settings, losses, who teaches and what learns, `Trainer.step` (one update), `train` (one run), `main`. A run stopped at any
+Read in order: settings, losses, who teaches, `Trainer.step` (one update), `train` (one run), `main`. A run stopped at any
 moment goes on with the same command from its last checkpoint, on a CPU to the same bits. Read next: evaluate.py (what the student kept).
 """
 
-import difflib
 import functools
 import hashlib
 import inspect
@@ -23,19 +22,18 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 import evaluate
-from apprentice import EOS, TASKS, Apprentice, generate, read_run, run_main
+from apprentice import EOS, TASKS, Apprentice, LoRA, cast, cut_student, generate, learning_parameters, read_run, run_main, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
 from model import SIZES, T5, fetch, product, replace_file
 
@@ -105,14 +103,13 @@ class Config:
         for key, values in legal.items():
             if getattr(self, key) not in values:
                 raise DataError(f"{key} is {getattr(self, key)!r}; it can be {', '.join(values)}")
-        for keys, holds, text in (
-            ("batch_size grad_accumulation max_steps log_every eval_every save_every eval_rows max_source max_target teacher_beams top_k",
-             lambda x: 1 <= x < math.inf, "at least 1"),
-            ("student_layers student_width lora_rank labelled_rows explanations warmup_steps test_rows label_weight rationale_weight kd_weight "
-             "weight_decay", lambda x: 0 <= x < math.inf, "0 or more"),
-            ("temperature lr grad_clip lora_alpha", lambda x: 0 < x < math.inf, "above 0"),
-            ("on_policy other_labels kd_beta label_smoothing", lambda x: 0 <= x <= 1, "from 0 to 1"),
-            ("kd_skew", lambda x: 0 < x < 1, "between 0 and 1"),
+        for text, holds, keys in (
+            ("at least 1", lambda x: x >= 1, "batch_size grad_accumulation max_steps log_every eval_every save_every eval_rows max_source max_target "
+             "teacher_beams top_k"),
+            ("above 0", lambda x: x > 0, "temperature lr grad_clip lora_alpha"),
+            ("from 0 to 1", lambda x: 0 <= x <= 1, "on_policy other_labels kd_beta label_smoothing"),
+            ("between 0 and 1", lambda x: 0 < x < 1, "kd_skew"),
+            ("0 or more, and finite", lambda x: 0 <= x < math.inf, " ".join(k for k, v in asdict(self).items() if isinstance(v, (int, float)))),
         ):  # fmt: skip
             for key in keys.split():
                 if not holds(getattr(self, key)):
@@ -120,6 +117,8 @@ class Config:
         for wrong, why in (
             (self.label_weight + self.rationale_weight + self.kd_weight == 0,
              "label_weight, rationale_weight and kd_weight are all 0: there is nothing to learn from"),
+            ((self.teacher_writes != "none" or self.teacher_cache or self.student == "cut") and not self.teachers(),
+             f"teacher_writes={self.teacher_writes}, teacher_cache={self.teacher_cache!r}, student={self.student}: a T5 is needed as the teacher"),
             (self.on_policy and not self.kd_weight, f"on_policy={self.on_policy}: the teacher judges the student's words by kd_weight, which is 0"),
             (self.teacher_cache and (self.on_policy or self.teacher_mix == "confidence"),
              "teacher_cache holds the likeliest words at the data's own targets; on_policy and teacher_mix=confidence need the teacher live"),
@@ -140,33 +139,12 @@ class Config:
         return Path(self.out_dir) / self.name
 
     @property
-    def tasks(self):
-        return TASKS.get(self.format, (self.format,))
-
-    @property
     def torch_device(self):
         return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
 
     @property
     def bf16(self):
         return self.dtype == "bfloat16" or (self.dtype == "auto" and self.torch_device.startswith("cuda"))
-
-
-def cast(key, text):
-    """A setting's value from the command line, by its declared type; DataError says what is legal."""
-    kinds = {f.name: f.type for f in fields(Config)}
-    if key not in kinds:
-        near = difflib.get_close_matches(key, kinds, 1)
-        raise DataError(f"unknown setting {key}{f'; did you mean {near[0]}?' if near else ''}; python distill.py --help lists them")
-    kind = kinds[key]
-    if (kind is dict) != isinstance(text, dict) or isinstance(text, (bool, list, tuple)):
-        raise DataError(f"{key} is {text!r}; " + ("it can only be set in a config file" if kind is dict else "one number or text is expected"))
-    try:
-        if kind is int and float(text) != int(float(text)):
-            raise ValueError
-        return int(float(text)) if kind is int else kind(text)
-    except (ValueError, OverflowError):
-        raise DataError(f"{key} is {text!r}, not {'a whole number' if kind is int else 'a number'}") from None
 
 
 def read_config(path):
@@ -177,7 +155,7 @@ def read_config(path):
         values = runpy.run_path(str(path))
     except Exception as e:
         raise DataError(f"{path}: {type(e).__name__}: {e}") from None
-    return {k: cast(k, v) for k, v in values.items() if not k.startswith("_") and not inspect.ismodule(v)}
+    return {k: cast(k, v, asdict(Config())) for k, v in values.items() if not k.startswith("_") and not inspect.ismodule(v)}
 
 
 def read_settings(argv):
@@ -191,7 +169,7 @@ def read_settings(argv):
         key, equals, text = arg.lstrip("-").partition("=")
         if not equals:
             raise DataError(f"{arg}: a setting is given as --name=value")
-        grid[key] = [cast(key, part) for part in text.split(",")]
+        grid[key] = [cast(key, part, asdict(Config())) for part in text.split(",")]
         values[key], origin[key] = grid[key][0], "command line"
     grid, runs = {k: v for k, v in grid.items() if len(v) > 1}, []
     for choice in itertools.product(*grid.values()):
@@ -323,7 +301,7 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
 
 
-# --- who teaches, and what learns ---------------------------------------------------------------------------------------
+# --- who teaches --------------------------------------------------------------------------------------------------------
 
 
 class LiveTeacher:
@@ -381,51 +359,6 @@ class CachedTeacher:
 def digest(*pieces):
     """The first 16 digits of the sha256 of some bytes."""
     return hashlib.sha256(b"".join(pieces)).hexdigest()[:16]
-
-
-def cut_student(teacher, layers):
-    """A T5 with `layers` of the teacher's in each stack, evenly spaced from the first to the last (3 of 12: 0, 6, 11), and all else as
-    there: "shrink and fine-tune" (Shleifer & Rush 2020, arXiv 2010.13002)."""
-    own, depth = teacher.state_dict(), {"encoder": teacher.config.num_layers, "decoder": teacher.config.num_decoder_layers}
-    if layers > min(depth.values()):
-        raise DataError(f"student_layers is {layers}, but the teacher has {min(depth.values())} to cut from")
-    student = T5(replace(teacher.config, num_layers=layers, num_decoder_layers=layers))
-    for name, p in student.state_dict().items():
-        p.copy_(own[re.sub(r"^(\w+)\.blocks\.(\d+)", lambda m: f"{m[1]}.blocks.{round(int(m[2]) * (depth[m[1]] - 1) / max(layers - 1, 1))}", name)])
-    return student
-
-
-def learning_parameters(model, pattern):
-    """{name: parameter} of those that a pattern names; "last2" stands for the last two blocks of each stack."""
-    blocks = [(stack, i, n) for stack, n in (("encoder", model.config.num_layers), ("decoder", model.config.num_decoder_layers)) for i in range(n)]
-    pattern = re.sub(r"last(\d+)", lambda m: "(" + "|".join(rf"{stack}\.blocks\.{i}\." for stack, i, n in blocks if i >= n - int(m[1])) + ")", pattern)
-    chosen = {name: p for name, p in model.named_parameters() if re.search(pattern, name)}
-    if not chosen:
-        raise DataError(f"train_only={pattern!r} names no parameter; python model.py SIZE lists them")
-    return chosen
-
-
-class LoRA:
-    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): each matrix W (out, in) learns as W + alpha / rank * B A with B (out, rank)
-    starting at 0 and A (rank, in). The network always holds the sum: a pass costs nothing more, and what is saved is a plain checkpoint.
-    The sum's gradient gives those of A and B by the chain rule; what is spared is the optimiser's memory. q, k and v share an A."""
-
-    def __init__(self, weights, rank, alpha):
-        self.weights, self.scale, self.base = weights, alpha / rank, [w.detach().clone() for w in weights]
-        self.A = [nn.Parameter(torch.randn(rank, w.shape[1], device=w.device) * w.shape[1] ** -0.5) for w in weights]
-        self.B = [nn.Parameter(torch.zeros(w.shape[0], rank, device=w.device)) for w in weights]
-
-    @torch.no_grad()
-    def pull(self):
-        """The gradients of A and B from those of the sums."""
-        for w, A, B in zip(self.weights, self.A, self.B, strict=True):
-            A.grad, B.grad, w.grad = self.scale * B.T @ w.grad, self.scale * w.grad @ A.T, None
-
-    @torch.no_grad()
-    def merge(self):
-        """The sums anew, after A and B have moved."""
-        for w, base, A, B in zip(self.weights, self.base, self.A, self.B, strict=True):
-            w.copy_(torch.addmm(base, B, A, alpha=self.scale))
 
 
 class Trainer:
@@ -564,19 +497,18 @@ def folder_of(name, config):
     return train(Config(**values), dict.fromkeys(values, name))
 
 
-def vocabulary_for(config, start):
+def vocabulary_for(config, tasks, start):
     """The tokenizer of a run, its spiece.model in the run folder. start: the folder whose vocabulary the student takes over, or None."""
     path, (pieces, _, other) = config.folder / "spiece.model", config.vocabulary.partition("@")
     if not path.is_file() and pieces.isdigit() and not start:
         examples = read_examples(other or config.data, "train", 0 if other else config.labelled_rows)
         texts = [text for e in examples for text in (e.premise, e.hypothesis, *e.explanations)]
-        train_vocabulary(texts + [FORMATS[task].render(e)[0] for e in examples[:1000] for task in config.tasks], path, int(pieces))
+        train_vocabulary(texts + [FORMATS[task].render(e)[0] for e in examples[:1000] for task in tasks], path, int(pieces))
     elif not path.is_file():
         if not start and not config.vocabulary:
             raise DataError(f"a student of size {config.student} needs a vocabulary: set a teacher, or vocabulary to a number of pieces or a file")
-        source = Path(config.vocabulary)
-        if start or not source.is_file():
-            source = (start or fetch(config.vocabulary, weights=False)) / "spiece.model"
+        own = not start and Path(config.vocabulary).is_file()
+        source = Path(config.vocabulary) if own else (start or fetch(config.vocabulary, weights=False)) / "spiece.model"
         if not source.is_file():
             raise DataError(f"{source} is missing: put the model's spiece.model there")
         replace_file(path, source.read_bytes())
@@ -592,11 +524,7 @@ def lessons(config, teachers):
         examples = examples if config.teacher_writes == "all" else examples[config.labelled_rows or len(examples) :]
         if not path.is_file():
             print(f"{teachers[0]} labels and explains {len(examples):,} pairs")
-            pairs = [(e.premise, e.hypothesis) for e in examples]
-            answers = Apprentice.load(teachers[0], device=config.torch_device).answer(pairs, num_beams=config.teacher_beams, progress=True)
-            lines = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": a.label, "rationale": a.rationale,
-                      "source": str(teachers[0])} for e, a in zip(examples, answers, strict=True)]  # fmt: skip
-            replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+            Apprentice.load(teachers[0], device=config.torch_device).write_rationales(path, examples, str(teachers[0]), config.teacher_beams)
         files.append((path, 1.0))
     if files:
         gold = {(e.premise, e.hypothesis): e.label for e in read_examples(config.data, "train", config.labelled_rows)}
@@ -614,26 +542,22 @@ def lessons(config, teachers):
 
 
 def prepare(config):
-    """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batch_of(task, row numbers), validation examples)"""
-    teachers = [folder_of(name, config) for name, _ in config.teachers()]
+    """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batches_of(row numbers), validation examples)"""
+    tasks, teachers = TASKS.get(config.format, (config.format,)), [folder_of(name, config) for name, _ in config.teachers()]
     start = None if config.student in (*SIZES, "cut") else folder_of(config.student, config)
     config.folder.mkdir(parents=True, exist_ok=True)
     inherits = config.student == "cut" or not config.vocabulary
-    tokenizer = vocabulary_for(config, start or (teachers[0] if teachers and inherits else None))
+    tokenizer = vocabulary_for(config, tasks, start or (teachers[0] if teachers and inherits else None))
     torch.manual_seed(config.seed)
-    size, layers = SIZES.get(config.student), config.student_layers
-    if not size:
-        student = T5.from_pretrained(start) if start else cut_student(T5.from_pretrained(teachers[0]), layers)
+    if config.student == "cut":
+        student = cut_student(T5.from_pretrained(teachers[0]), config.student_layers)
     else:
-        wide = (config.student_width or size.d_model) / size.d_model
-        student = T5(replace(size, vocab_size=tokenizer.vocab_size, d_model=int(size.d_model * wide), num_heads=max(1, int(size.num_heads * wide)),
-                             d_ff=int(size.d_ff * wide), num_layers=layers or size.num_layers,
-                             num_decoder_layers=layers or size.num_decoder_layers))  # fmt: skip
+        student = T5.from_pretrained(start) if start else sized(config.student, tokenizer.vocab_size, config.student_layers, config.student_width)
     limits = dict(max_source=config.max_source, max_target=config.max_target, explanations=config.explanations or 99)
-    groups = [(encoded_rows(source, "train", tokenizer, config.tasks, limit=0 if isinstance(source, list) else config.labelled_rows, **limits), weight)
+    groups = [(encoded_rows(source, "train", tokenizer, tasks, limit=0 if isinstance(source, list) else config.labelled_rows, **limits), weight)
               for source, weight in lessons(config, teachers)]  # fmt: skip
-    rows = {task: ConcatDataset([group[task] for group, _ in groups]) for task in config.tasks}
-    weights = torch.cat([torch.full((len(group[config.tasks[0]]),), weight) for group, weight in groups])
+    rows = {task: ConcatDataset([group[task] for group, _ in groups]) for task in tasks}
+    weights = torch.cat([torch.full((len(group[tasks[0]]),), weight) for group, weight in groups])
     asked, vocabulary = [], (config.folder / "spiece.model").read_bytes()
     for (name, _), folder in zip(config.teachers(), teachers, strict=True) if config.kd_weight else ():
         if (folder / "spiece.model").read_bytes() != vocabulary:
@@ -651,12 +575,11 @@ def prepare(config):
     if not held_out:
         raise DataError(f"{config.data} has no labelled validation rows, which choose the weights to keep")
 
-    def batch_of(task, chosen):
-        ids = tuple(CachedTeacher.key(rows[task][i]) for i in chosen) if config.teacher_cache else ()
-        return replace(collate([rows[task][i] for i in chosen], ids), weights=weights[chosen])
+    def batches_of(chosen):
+        ids = [tuple(CachedTeacher.key(rows[task][i]) for i in chosen) if config.teacher_cache else () for task in tasks]
+        return [replace(collate([rows[task][i] for i in chosen], keys), weights=weights[chosen]) for task, keys in zip(tasks, ids, strict=True)]
 
-    lengths = np.concatenate([part.lengths for part in rows[config.tasks[-1]].datasets])
-    return trainer, tokenizer, lengths, batch_of, held_out
+    return trainer, tokenizer, np.concatenate([part.lengths for part in rows[tasks[-1]].datasets]), batches_of, held_out
 
 
 def train(config, origin):
@@ -674,7 +597,7 @@ def train(config, origin):
             print(f"{folder} is finished")
             return folder
     print(f"\n== {folder}: " + ", ".join(f"{k} {v!r} ({origin.get(k, 'default')})" for k, v in settings.items() if k not in ("baselines", "name")))
-    trainer, tokenizer, lengths, batch_of, held_out = prepare(config)
+    trainer, tokenizer, lengths, batches_of, held_out = prepare(config)
     git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     run = {"settings": settings, "origin": origin, "command": " ".join(sys.argv), "git": git, "finished": False,
            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "device": config.torch_device}  # fmt: skip
@@ -699,7 +622,7 @@ def train(config, origin):
 
     while trainer.steps < config.max_steps:
         window = [next(batches) for _ in range(config.grad_accumulation)]
-        told = trainer.step([batch_of(task, chosen) for chosen in window for task in config.tasks])
+        told = trainer.step([batch for chosen in window for batch in batches_of(chosen)])
         step, tokens = trainer.steps, tokens + told["tokens"]
         bar.update()
         if step % config.log_every == 0 or step == config.max_steps:
@@ -737,12 +660,11 @@ def main(argv=None):
     (runs, origin), configs, folders = read_settings(argv), [], []
     for config in (Config(**values) for values in runs):  # all of them first: a mistake shows before hours of training
         for name, other in config.baselines.items():
-            configs.append(replace(config, **{k: cast(k, v) for k, v in other.items()}, name=f"{config.name}-{name}", baselines={}))
+            configs.append(replace(config, **{k: cast(k, v, asdict(Config())) for k, v in other.items()}, name=f"{config.name}-{name}", baselines={}))
         configs.append(config)
     for config in configs:
-        for key, rests in (("kd_weight", 0), ("teacher_writes", "none"), ("teacher_cache", "")):
-            if not config.teachers() and getattr(config, key) != rests or config.student == "cut" and not config.teachers():
-                raise DataError(f"{config.name}: {key}={getattr(config, key)}, student={config.student}: a T5 is needed as the teacher, not {config.teacher!r}")
+        if config.kd_weight and not config.teachers():
+            raise DataError(f"kd_weight={config.kd_weight} of {config.name} needs a T5 as its teacher; teacher is {config.teacher!r}")
     for config in configs:
         before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), config.student) if name.endswith(".py")]
         folders += [f for f in (*before, train(config, origin)) if f not in folders]

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -18,13 +18,12 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from apprentice import cast, cut_student
 from data import Batch, DataError, Tokenizer, read_examples, train_vocabulary
 from distill import (
     KINDS,
     Config,
     Trainer,
-    cast,
-    cut_student,
     distillation_loss,
     linear_distillation_loss,
     main,
@@ -248,8 +247,7 @@ def settings(world, tmp_path, **other):
 
 
 def first_lessons(parts, count=2):
-    trainer, _, _, batch_of, _ = parts
-    return [batch_of(task, list(range(8 * i, 8 * i + 8))) for i in range(count) for task in trainer.config.tasks]
+    return [batch for i in range(count) for batch in parts[3](list(range(8 * i, 8 * i + 8)))]
 
 
 TEACHERS = {"one": "a", "two, fixed": "a@3+b", "two, by confidence": "a+b", "cached": "a", "on policy": "a", "and a file": "a+words.jsonl"}
@@ -284,7 +282,7 @@ def test_illegal_combinations_say_why(world, tmp_path):
                 dict(teacher_cache="x", on_policy=0.5, kd_weight=1.0)):  # fmt: skip
         with pytest.raises(DataError, match=next(iter(bad))):
             Config(**bad)
-    with pytest.raises(DataError, match="a T5 is needed as the teacher"):
+    with pytest.raises(DataError, match="needs a T5 as its teacher"):
         main(["configs/tiny_teacher.py", "--kd_weight=1", f"--teacher={world / 'words.jsonl'}"])
 
 
@@ -403,7 +401,7 @@ def test_a_files_rationales_are_kept_dropped_or_weighed_down_and_its_held_out_pr
     for share, rows in ((1.0, 160), (0.0, 140), (0.5, 160)):
         parts = prepare(settings(world, tmp_path / str(share), teacher=f"{world / 'words.jsonl'}@2", other_labels=share))
         assert len(parts[2]) == rows
-        weights = parts[3]("predict", list(range(rows))).weights.tolist()
+        weights = parts[3](list(range(rows)))[0].weights.tolist()
         assert sorted(set(weights)) == sorted({1.0, 2.0} | ({2 * share} if share else set())) and weights.count(2.0) == (60 if share < 1 else 80)
         assert "81 answers, 1 of them to held-out premises (left out), 20 with another label than gold" in capsys.readouterr().out
 
@@ -422,9 +420,9 @@ def test_all_of_a_rows_explanations_are_learnt(world, tmp_path):
         lines = [{"premise": f"p {e.premise}", "hypothesis": e.hypothesis, "label": e.label, "explanations": e.explanations}
                  for e in read_examples("toy", "validation", 5)]  # fmt: skip
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        _, tokenizer, lengths, batch_of, _ = prepare(settings(world, tmp_path / str(i), teacher=str(path), explanations=explanations))
+        _, tokenizer, lengths, batches_of, _ = prepare(settings(world, tmp_path / str(i), teacher=str(path), explanations=explanations))
         assert len(lengths) == rows
-        learnt = {tokenizer.decode(row[row >= 0].tolist()) for row in batch_of("explain", list(range(80, rows))).labels}
+        learnt = {tokenizer.decode(row[row >= 0].tolist()) for row in batches_of(list(range(80, rows)))[1].labels}
         assert len(learnt) == rows - 80
 
 
@@ -454,13 +452,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
 
 
 def test_settings_are_cast_and_checked():
-    assert cast("lr", "1") == 1.0 and cast("out_dir", "2024") == "2024" and cast("max_steps", "1e3") == 1000
+    known = asdict(Config())
+    assert cast("lr", "1", known) == 1.0 and cast("out_dir", "2024", known) == "2024" and cast("max_steps", "1e3", known) == 1000
     runs, origin = read_settings(["configs/tiny.py", "--temperature=1,2", "--seed=3"])
     assert [r["temperature"] for r in runs] == [1.0, 2.0] and len({r["name"] for r in runs}) == 2 and origin["seed"] == "command line"
     for key, value, says in (("kd_wieght", "1", "did you mean kd_weight"), ("lr", "fast", "not a number"), ("max_steps", "1.5", "not a whole number"),
-                             ("baselines", "yes", "only be set in a config file")):  # fmt: skip
+                             ("baselines", "yes", "in a config file")):  # fmt: skip
         with pytest.raises(DataError, match=says):
-            cast(key, value)
+            cast(key, value, known)
     for bad in (dict(kd_loss="kl"), dict(batch_size=0), dict(temperature=0.0), dict(format="both")):
         with pytest.raises(DataError, match=next(iter(bad))):
             Config(**bad)
