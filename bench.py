@@ -9,7 +9,7 @@
 An answer is 32 greedy tokens from 64 of a source, neither more nor fewer, so that models compare; batch x beams is 1 x 1 for latency,
 also 1 x 4, 16 x 1 and 16 x 4 for tokens a second. --device=cpu,cuda (both where there is a GPU) and --dtype=float32,bfloat16,int8 (int8
 on a CPU only) choose; --seconds=1 is given to each figure, a median of three rounds at least. Each model and dtype has a process of
-its own, is warmed up, and a GPU is waited for.
+its own, is warmed up, and a GPU is waited for. What else the machine does shows in the times: let it rest meanwhile.
 
 multiply-adds  of an answer, from the shapes: all products of matrices; no norms, softmaxes or look-ups
 memory, peak   bytes that the process holds after an answer, and at most while it writes one, at 1 x 1: less what it held before it
@@ -37,6 +37,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from tqdm import tqdm
 
 from apprentice import generate, options, run_main
@@ -150,8 +151,9 @@ def machine():
     """What the figures are measured on, as bench.json tells it."""
     cpu = Path("/proc/cpuinfo")
     names = [line.split(": ")[1] for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.is_file() else []
-    return {"system": platform.platform(), "processor": (names or [platform.machine()])[0], "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}  # fmt: skip
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"system": platform.platform(), "processor": (names or [platform.machine()])[0], "gpu": gpu, "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}  # fmt: skip
 
 
 def find(name, work):
@@ -240,6 +242,7 @@ def picture_of_cost(results, path):
         axes.plot([], [], marker, color="grey", markersize=5, label=dtype)
     axes.set(xlabel="ms an answer at batch 1", ylabel="accuracy, % (evaluate.py's, in float32)" if known else "parameters",
              title="area: bytes in memory", xscale="log", yscale="linear" if known else "log", xmargin=0.15, ymargin=0.15)  # fmt: skip
+    axes.xaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 20, not 2 x 10^1
     axes.grid(alpha=0.2, which="both")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path)
@@ -338,6 +341,8 @@ def main(argv=None):
              "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", opt["against"]) if p}}}  # fmt: skip
     out, processor = Path(opt["out"]), about["machine"]["gpu" if opt["device"] == ["cuda"] else "processor"]
     on = f"{about['device']} ({processor}, {torch.get_num_threads()} threads)"
+    if about["machine"]["load"] > 1:
+        print(f"this machine is at work already (load {about['machine']['load']:.1f}): times will be too long and far apart")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         if opt["growth"]:
