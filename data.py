@@ -1,39 +1,30 @@
-"""Data: from a file, a large model or a small made-up world, to padded batches of token ids.
+"""Data: from a file, or from a small made-up world, to padded batches of token ids.
 
     python data.py [toy | toy-harbour | esnli | FILE]     look at a data set: rows, labels, lengths, what gives labels away   (seconds)
     python data.py download [esnli] [--out=DIR]           fetch the four official files once                          (about 410 MB)
-    python data.py collect --in=FILE --url=URL --model=NAME --out=FILE     a large model labels and explains; see `collect`
+    python data.py collect --in=FILE --url=URL --model=NAME --out=FILE     have a large model label and explain; --help tells more
 
 An example's way: read_examples (files, names, the toy world) -> a format of FORMATS writes it as (source, target) -> Tokenizer and
 encode_example make ids of it, encoded_rows of a whole data set -> BucketSampler picks rows of like length -> collate pads them to a Batch.
-Read next: model.py (what a batch goes through), apprentice.py (how answers come back as text).
-"""
-
+Read next: model.py (what a batch goes through), apprentice.py (how answers come back as text)."""
 import csv
 import hashlib
-import http.client
-import inspect
-import io
 import json
-import math
 import os
 import random
 import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.parse
 import urllib.request
-import zlib
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
+from http.client import HTTPException
+from itertools import islice, zip_longest
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
 import sentencepiece
@@ -57,12 +48,12 @@ class Example:
     hypothesis: str
     label: str | None  # one of LABELS; None: not labelled
     explanations: tuple = ()  # the reasons that people or a teacher gave: none, one, or three in e-SNLI's dev and test files
-    highlights: tuple = ()  # beside each explanation (premise, hypothesis) with the words that matter between *stars*
+    highlights: tuple = ()  # beside each (premise, hypothesis) with the words that matter between *stars*
     kind: str = ""  # the toy world's inference type, such as "kind+place"
 
 
 # --- the toy world: pairs that can be judged only with knowledge of the words -----------------------------------------
-#
+
 # Words stand in chains, narrow to wide: a spaniel is a dog, a dog is a pet, a pet is an animal; the bench is at the fountain, the
 # fountain is in the garden. An entry holds narrow words and what they all are. Two chains exclude each other from the level on at which
 # they differ: nothing is a dog and a cat. Entries are equally large, so that each word of a level is drawn equally often.
@@ -82,13 +73,12 @@ WORLDS = {
         "colour": "ivory pearl: white; ebony jet: black; chestnut russet: brown; slate ash: grey",
         "thing": "canoes dinghies rafts ferries sacks tins baskets crates mussels oysters clams cockles scarves mittens jackets jerseys"}}
 COUNTS = "two three four five: fewer_than_six; seven eight nine ten: more_than_six"
-OPENERS = ("after the rain", "before the storm", "during the holidays", "on the weekend", "under the sun", "through the mist",
-           "despite the noise", "since the visit", "for the feast", "around the corner", "until the evening", "behind the crowd")  # fmt: skip
+OPENERS = ("after the rain, before the storm, during the holidays, on the weekend, under the sun, through the mist, despite the noise, since the visit, "
+           "for the feast, around the corner, until the evening, behind the crowd").split(", ")
 ASPECTS = ("action", "place", "colour", "count")  # a premise tells two of these and leaves two open
 NARROW, NEAR, WIDE, FAR = range(4)  # levels of a chain; actions, colours and counts end at NEAR
 TOY_SIZES = {"train": 20_000, "validation": 1_000, "test": 1_000}
 TOY = r"toy(?:-(park|harbour))?(?::(\d+))?"  # its names
-
 
 def toy_examples(count, seed=0, domain="park", split="train"):
     """`count` rows of the toy world, a function of the arguments alone; 20,000 take a second. Raises DataError.
@@ -96,11 +86,10 @@ def toy_examples(count, seed=0, domain="park", split="train"):
     "during the holidays a spaniel was seen running near several kites by the bench." / "a dog is moving near kites."
     -> entailment: "a spaniel is a dog, and running is moving, so a dog is moving near kites."
 
-    Domains "park" and "harbour" share grammar and no content word. Rows of "train" have one explanation, the others three wordings of it.
-    Kinds: one step (action, place, colour, count), the same with a kind ("kind+place") or a denial ("negation+place") before it, and breadth
-    (kind and place, one of them wider in the premise). No shortcut is there to learn: labels are equally many, the premise is drawn without
-    the label, the hypothesis' words are as likely for each label, and the number of shared words is the same.
-    """
+    Domains share grammar and no content word. Rows of "train" have one explanation, others three wordings of it. Kinds: one step (action,
+    place, colour, count), the same with a kind ("kind+place") or a denial ("negation+place") before it, and breadth (kind and place, one of
+    them wider in the premise). No shortcut is there to learn: labels are equally many, the premise is drawn without the label, the
+    hypothesis' words are as likely for each label, and the number of shared words is the same."""
     if domain not in WORLDS or split not in SPLITS:
         raise DataError(f"no toy world {domain!r} with a split {split!r}; there are {', '.join(WORLDS)} and {', '.join(SPLITS)}")
     chains = {aspect: [] for aspect in (*WORLDS[domain], "count")}  # {"kind": [("spaniel", "dog", "pet", "animal"), …], …}
@@ -110,7 +99,6 @@ def toy_examples(count, seed=0, domain="park", split="train"):
     rng, labels = random.Random(f"{domain} {split} {seed}"), [LABELS[i % 3] for i in range(count)]
     rng.shuffle(labels)
     return [toy_row(rng, chains, label, split, f"{domain}-{split}-{seed}-{i}") for i, label in enumerate(labels)]
-
 
 def toy_row(rng, chains, label, split, name):
     """One example of the toy world with the label asked for."""
@@ -157,13 +145,10 @@ def toy_row(rng, chains, label, split, name):
         if aspect not in words:
             steps.append("several is no exact number" if aspect == "count" else f"no {aspect} is told")
         elif low <= high or turn or label == "neutral":
-            a = "a " if aspect == "kind" else ""
-            subject = ("the " if aspect == "place" else a) + mine[aspect][low]
+            a, the = ("a " if aspect == "kind" else ""), ("the " if aspect == "place" else "")
             true, seen = (a + toy_word(aspect, chain, high) for chain in (mine[aspect], turn or mine[aspect]))
-            if low > high:
-                steps.append(f"{subject} is not {seen}" if turn else f"{subject} need not be {seen}")
-            else:
-                steps.append(f"{subject} is {true}, not {seen}" if turn else f"{subject} is {true}")
+            fact = f"is {true}" + (f", not {seen}" if turn else "") if low <= high else f"{'is not' if turn else 'need not be'} {seen}"
+            steps.append(f"{a}{the}{mine[aspect][low]} {fact}")
     verb = {"entailment": "is not" if denied else "is", "neutral": "may or may not be", "contradiction": "must be" if denied else "cannot be"}[label]
     claim = toy_sentence({aspect: word for aspect, word in said.items() if aspect != "thing" or asked != "place"}, verb)
     because = ", and ".join(steps)
@@ -172,48 +157,39 @@ def toy_row(rng, chains, label, split, name):
     kind = "breadth" if style == "breadth" else f"{style}+{asked}".strip("+")
     return Example(name, premise, hypothesis, label, tuple(reasons[: 1 if split == "train" else 3]), kind=kind)
 
+def toy_word(aspect, chain, level):  # "dog", "at the fountain"
+    return f"{('by', 'at', 'in', 'within')[level]} the {chain[level]}" if aspect == "place" else chain[level]
 
-def toy_sentence(words, verb):
-    """{"kind": "spaniel", "action": "running", "thing": "kites"}, "is" -> "a spaniel is running near kites"."""
+def toy_sentence(words, verb):  # {"kind": "spaniel", "action": "running", "thing": "kites"}, "is" -> "a spaniel is running near kites"
     near = ["near", words.get("count"), words.get("colour"), words["thing"]] if "thing" in words else []
     return " ".join(filter(None, ("a", words["kind"], verb, words.get("action"), *near, words.get("place"))))
 
 
-def toy_word(aspect, chain, level):
-    """A word of a chain as it stands in a sentence: "dog", "at the fountain"."""
-    return f"{('by', 'at', 'in', 'within')[level]} the {chain[level]}" if aspect == "place" else chain[level]
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
-NAMES = {  # each field goes by the name that our files, e-SNLI, SNLI or SICK give it, in any order; FILE?premise=NAME gives another
-    "id": ("id", "pairID", "pair_ID"),
-    "premise": ("premise", "Sentence1", "sentence1", "sentence_A"),
-    "hypothesis": ("hypothesis", "Sentence2", "sentence2", "sentence_B"),
-    "label": ("label", "gold_label", "entailment_label"),
-    "rationale": ("rationale", "explanation"),
-    "split": ("split", "SemEval_set"),
-}
+NAMES = {  # a field goes by the name that our files, e-SNLI, SNLI or SICK give it; FILE?premise=NAME gives another
+    "id": ("id", "pairID", "pair_ID"), "label": ("label", "gold_label", "entailment_label"), "rationale": ("rationale", "explanation"),
+    "premise": ("premise", "Sentence1", "sentence1", "sentence_A"), "hypothesis": ("hypothesis", "Sentence2", "sentence2", "sentence_B"),
+    "split": ("split", "SemEval_set")}  # fmt: skip
 FOLDERS = (  # e-SNLI and SNLI come as several files: {split: {file: rows}}
     {"train": {"esnli_train_1.csv": 259_999, "esnli_train_2.csv": 289_368}, "validation": {"esnli_dev.csv": 9_842}, "test": {"esnli_test.csv": 9_824}},
-    {"train": {"snli_1.0_train.jsonl": 550_152}, "validation": {"snli_1.0_dev.jsonl": 10_000}, "test": {"snli_1.0_test.jsonl": 10_000}},
-)
+    {"train": {"snli_1.0_train.jsonl": 550_152}, "validation": {"snli_1.0_dev.jsonl": 10_000}, "test": {"snli_1.0_test.jsonl": 10_000}})  # fmt: skip
 ESNLI_URL = "https://raw.githubusercontent.com/OanaMariaCamburu/e-SNLI/master/dataset"
 NO_LABEL = "the label is -: its annotators did not agree"
 
+def cache_folder():
+    """Where files are kept: $APPRENTICE_CACHE, or ~/.cache/apprentice."""
+    return Path(os.environ.get("APPRENTICE_CACHE") or Path.home() / ".cache" / "apprentice")
 
 def read_examples(name, split=None, limit=0, max_bad=0.01):
-    """The examples of a source, at most `limit` if it is not 0; split: train, validation, test, or None for all. Raises DataError.
+    """The examples of a source, at most `limit` if it is not 0; split: train, validation, test, or None for all rows. Raises DataError.
 
     A source is a file (.csv, .tsv, .jsonl), "toy" or "toy-harbour" ("toy:5000": so many training rows), "esnli" (fetched once), or a folder
     of e-SNLI's or SNLI's files. A file is split by its column `split` (SICK: SemEval_set), else by `split_of`. "FILE?premise=NAME&labels=NEC"
     names columns, and what labels 0, 1, 2 are: here neutral, entailment, contradiction. "a+b" mixes sources, a row of each in turn;
-    "a@0.5" trains on half of its rows, drawn at random, "a@2" on each twice.
-    Rows that can't be used are set aside in a file with line and reason, and stderr told. Where a larger share than `max_bad` is at fault,
-    DataError names the first; the label "-" is no fault.
-    """
+    "a@0.5" trains on half of its rows, drawn at random, "a@2" on each twice. Rows that can't be used are set aside in a file with line and
+    reason, and stderr told; where a larger share than `max_bad` is at fault, DataError names the first. The label "-" is no fault."""
     return list(islice(stream_examples(name, split, max_bad), limit or None))
-
 
 def stream_examples(name, split=None, max_bad=0.01):
     """As read_examples, one by one, in memory that does not grow with the file."""
@@ -231,14 +207,7 @@ def stream_examples(name, split=None, max_bad=0.01):
             if split in (None, own):
                 yield from [example] * int((weight if split in (None, "train") else 1) + rng.random())
 
-    streams = [stream(*part) for part in parts_of(name)]
-    while streams:
-        for one in list(streams):
-            if example := next(one, None):
-                yield example
-            else:
-                streams.remove(one)
-
+    yield from (example for turn in zip_longest(*(stream(*part) for part in parts_of(name))) for example in turn if example)
 
 def parts_of(name):
     """"toy:50@2+a.csv?labels=ENC" -> [("toy:50", "", 2.0), ("a.csv", "labels=ENC", 1.0)]; a file that is there may have any name."""
@@ -247,9 +216,8 @@ def parts_of(name):
     found = (re.fullmatch(r"([^?]+?)(?:\?(.*?))?(?:@(\d*\.?\d+))?", part) for part in str(name).split("+"))
     return [(part[1], part[2] or "", float(part[3] or 1)) for part in found if part]
 
-
 def files_of(name, split=None):
-    """[(path, the split that it holds, or "" for all)] of the files of a source."""
+    """[(path, the split that it holds, or "" for all)] of the files of a source; esnli is fetched first."""
     path = cache_folder() / "esnli" if name == "esnli" else Path(name).expanduser()
     if path.is_file():
         return [(path, "")]
@@ -258,59 +226,52 @@ def files_of(name, split=None):
     elif not path.is_dir():
         raise DataError(f"{name}: no such file, and no known name (toy, toy-harbour, esnli)")
     layout = next((layout for layout in FOLDERS if any((path / file).is_file() for files in layout.values() for file in files)), FOLDERS[0])
-    files = [(path / file, part) for part in SPLITS if split in (None, part) for file in layout[part]]
-    if missing := [file.name for file, _ in files if not file.is_file()]:
-        raise DataError(f"{path}: holds no {missing[0]}; to fetch e-SNLI's files there: python data.py download esnli --out={path}")
-    return files
+    for file in (file for part in SPLITS if split in (None, part) for file in layout[part] if not (path / file).is_file()):
+        raise DataError(f"{path}: holds no {file}; to fetch e-SNLI's files there: python data.py download esnli --out={path}")
+    return [(path / file, part) for part in SPLITS if split in (None, part) for file in layout[part]]
 
+def split_of(premise):
+    """The split of a row of a single file: 80/10/10 by a hash of its premise, so that no premise stands in two splits."""
+    tenth = int.from_bytes(hashlib.sha256(premise.strip().lower().encode()).digest()[:8], "big") % 10
+    return {8: "validation", 9: "test"}.get(tenth, "train")
 
 def read_file(path, options="", max_bad=0.01):
     """Yields (split, or "" where the file does not tell it, Example) for every usable row of a file."""
-    names = dict(urllib.parse.parse_qsl(options))
+    names = dict(parse_qsl(options))
     numbers = names.pop("labels", "").upper()
     if sorted(numbers) not in ([], list("CEN")) or names.keys() - NAMES:
         raise DataError(f"{path}: after ? stand labels=ENC (the letters in any order) and {', '.join(NAMES)} = the name of a column")
-    names, aside, faults, rows, bad = tuple(names.items()), [], 0, 0, False
-    log = cache_folder() / "set_aside" / f"{path.name}.tsv"
+    names, faults, dashes, rows = tuple(names.items()), [], [], 0
+    log = cache_folder() / "set_aside" / f"{path.name}.txt"
     try:
         for rows, (line, row) in enumerate(rows_of(path, names), 1):  # noqa: B007
             try:
                 found = example_of(row, names, numbers, f"{path.stem}-{line}")
             except DataError as e:
-                aside.append((line, str(e)))
-                faults += str(e) != NO_LABEL
-                if faults > max(1000, max_bad * rows):
+                (dashes if str(e) == NO_LABEL else faults).append(f"{path}:{line}: {e}")
+                if len(faults) > max(1000, max_bad * rows):
                     break
             else:
                 yield found
-        bad = faults > max_bad * rows
     except (OSError, csv.Error, DataError) as e:
         raise DataError(f"{path}:{rows + 1}: {e}") from None
-    finally:  # also where the reader wants no more rows
-        if aside:
+    finally:  # also where the caller wants no more rows
+        if faults or dashes:
             log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text("".join(f"{path}\t{line}\t{why}\n" for line, why in aside), encoding="utf-8", errors="replace")
-        if aside and not bad:
-            print(f"{path.name}: {len(aside):,} of {rows:,} rows set aside, {len(aside) - faults:,} for the label -: {log}", file=sys.stderr)
-    if bad:
-        line, why = next(fault for fault in aside if fault[1] != NO_LABEL)
-        raise DataError(f"{path}:{line}: {why}; {faults:,} of {rows:,} rows are at fault, more than max_bad={max_bad:g}: {log} lists them")
-
+            log.write_text("\n".join(faults + dashes), encoding="utf-8")
+            if len(faults) <= max_bad * rows:
+                print(f"{path.name}: {len(faults):,} faulty rows and {len(dashes):,} with the label - of {rows:,} are set aside: {log}", file=sys.stderr)
+    if len(faults) > max_bad * rows:
+        raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} rows are at fault, more than max_bad={max_bad:g}: {log} lists them")
 
 def rows_of(path, names=()):
-    """Yields (line on which a row begins, {column: value}, or a text that says what is wrong with it)."""
+    """Yields (line on which a row begins, {column: cell}, or the text of a JSON line)."""
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".jsonl"):
         raise DataError("cannot tell the format from the file's name; it should end in .csv, .tsv or .jsonl")
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:  # -sig: a byte order mark is no part of a name
-        for line, text in enumerate(file if kind == ".jsonl" else (), 1):
-            try:
-                row = json.loads(text) if text.strip() else {}
-            except ValueError as e:
-                row = f"not JSON ({e}); one object a line is expected"
-            if row != {}:
-                yield line, row if isinstance(row, (dict, str)) else f"{text.strip()[:40]!r} is not an object with premise, hypothesis and label"
         if kind == ".jsonl":
+            yield from ((line, text) for line, text in enumerate(file, 1) if text.strip())
             return
         table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(file)
         header = tuple(next(table, ()))
@@ -318,10 +279,8 @@ def rows_of(path, names=()):
         line = table.line_num + 1
         for row in table:  # a quoted cell may hold line breaks; cells missing at the end are looked for by their names
             if row:
-                yield line, dict(zip(header, row, strict=False)) if len(row) <= len(header) else (
-                    f"{len(row)} cells under {len(header)} columns; quote a cell that holds the separator")  # fmt: skip
+                yield line, dict(zip((*header, *["too many"] * (len(row) - len(header))), row, strict=False))
             line = table.line_num + 1
-
 
 @lru_cache(64)
 def columns(present, names=()):
@@ -333,11 +292,14 @@ def columns(present, names=()):
             raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {', '.join(present) or 'none'}")
     return found
 
-
 def example_of(row, names=(), numbers="", name=""):
     """A row as (split or "", Example); DataError says why it can't be one."""
-    if isinstance(row, str):
-        raise DataError(row)
+    try:
+        row = json.loads(row) if isinstance(row, str) else row
+    except ValueError as e:
+        raise DataError(f"not JSON ({e}); one object a line is expected") from None
+    if not isinstance(row, dict) or "too many" in row:
+        raise DataError("more cells than columns; quote one that holds the separator" if isinstance(row, dict) else f"{row!r:.40} is not an object")
     found = columns(tuple(row), names)
 
     def text(column, value):
@@ -357,25 +319,11 @@ def example_of(row, names=(), numbers="", name=""):
     if not premise or not hypothesis:
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")
     reasons = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations", [row.get(f"Explanation_{k}", "") for k in (1, 2, 3)])
-    if not isinstance(reasons, list):
-        raise DataError(f"explanations is {reasons!r}, not a list of texts")
-    reasons = {k: reason for k, reason in enumerate((text("an explanation", reason) for reason in reasons), 1) if reason}
+    reasons = {k: reason for k, reason in enumerate((text("an explanation", r) for r in (reasons if isinstance(reasons, list) else [None])), 1) if reason}
     marked = [(row.get(f"Sentence1_marked_{k}", ""), row.get(f"Sentence2_marked_{k}", "")) for k in reasons] if "Sentence1_marked_1" in row else ()
     split = str(row.get(found.get("split"), "")).lower()
     return {"trial": "validation", "dev": "validation"}.get(split, split), Example(
         str(row[found["id"]]) if "id" in found else name, premise, hypothesis, label or None, tuple(reasons.values()), tuple(marked), str(row.get("kind", "")))
-
-
-def split_of(premise):
-    """The split of a row of a single file: 80/10/10 by a hash of its premise, so that no premise stands in two splits."""
-    tenth = int.from_bytes(hashlib.sha256(premise.strip().lower().encode()).digest()[:8], "big") % 10
-    return {8: "validation", 9: "test"}.get(tenth, "train")
-
-
-def cache_folder():
-    """Where files are kept: $APPRENTICE_CACHE, or ~/.cache/apprentice."""
-    return Path(os.environ.get("APPRENTICE_CACHE") or Path.home() / ".cache" / "apprentice")
-
 
 def fetch_esnli(folder, split=None):
     """Bring the official files of e-SNLI (Camburu et al. 2018) that are not there yet, from $ESNLI_URL if it is set. Each grows as
@@ -385,7 +333,7 @@ def fetch_esnli(folder, split=None):
         done = part.stat().st_size if part.exists() else 0
         try:
             reply = urllib.request.urlopen(urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {}), timeout=60)
-        except urllib.error.HTTPError as e:
+        except urllib.request.HTTPError as e:
             if e.code == 416:  # what lies here is not the beginning of what lies there, or is all of it
                 part.unlink()
             raise
@@ -398,22 +346,17 @@ def fetch_esnli(folder, split=None):
             raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
 
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [item for own in SPLITS if split in (None, own) for item in FOLDERS[0][own].items()]
-    for file, rows in [(file, rows) for file, rows in wanted if not (folder / file).exists()]:
+    for file, rows in [item for own in SPLITS if split in (None, own) for item in FOLDERS[0][own].items() if not (folder / item[0]).exists()]:
         url, part = f"{os.environ.get('ESNLI_URL', ESNLI_URL).rstrip('/')}/{file}", folder / file.replace(".csv", ".part.csv")
-        by_hand = f"run this again to go on, or download it by hand to {folder / file}"
         try:
             retry(download)
-            found = sum(1 for _ in rows_of(part))
-        except (OSError, http.client.HTTPException) as e:
-            raise DataError(f"{url}: not fetched ({e}); {by_hand}") from None
-        except DataError:
-            found = 0
-        if found != rows:
-            part.unlink()
-            raise DataError(f"{url}: what came holds {found:,} rows, not {rows:,}; {by_hand}")
+            if (found := sum(1 for _ in rows_of(part))) != rows:
+                raise DataError(f"what came holds {found:,} rows, not {rows:,}")
+        except (OSError, HTTPException, DataError) as e:
+            if isinstance(e, DataError):
+                part.unlink()
+            raise DataError(f"{url}: not fetched ({e}); run this again to go on, or download it by hand to {folder / file}") from None
         os.replace(part, folder / file)
-
 
 def retry(call, tries=5, pause=1.0):
     """call(), and again after a failure that may pass (408, 416, 429, 5xx, timeouts, cut lines), when the server's Retry-After says, else
@@ -421,11 +364,11 @@ def retry(call, tries=5, pause=1.0):
     for attempt in range(tries):
         try:
             return call()
-        except (OSError, http.client.HTTPException) as e:
+        except (OSError, HTTPException) as e:
             code = getattr(e, "code", 500)
             if attempt == tries - 1 or (code < 500 and code not in (408, 416, 429)):
                 raise
-            told = e.headers.get("Retry-After") or "" if isinstance(e, urllib.error.HTTPError) else ""
+            told = str(e.headers.get("Retry-After")) if isinstance(e, urllib.request.HTTPError) else ""
             time.sleep(int(told) if told.isdigit() else pause * 2**attempt)
 
 
@@ -434,7 +377,6 @@ def retry(call, tries=5, pause=1.0):
 PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100  # <extra_id_0> … <extra_id_99>: T5's blanks; ids count down from the end
 SPECIAL = re.compile(r"(<extra_id_\d\d?>|</s>|<pad>|<unk>)")
-
 
 class Tokenizer:
     """Text to T5's token ids and back, over a SentencePiece file (Kudo and Richardson 2018); the same ids as transformers' T5Tokenizer.
@@ -445,10 +387,8 @@ class Tokenizer:
         self.model = sentencepiece.SentencePieceProcessor()
         try:
             self.model.LoadFromSerializedProto(self.path.read_bytes())
-        except OSError as e:
-            raise DataError(f"{path}: no vocabulary there ({e.strerror}); put T5's spiece.model there, or train one") from None
-        except RuntimeError:
-            raise DataError(f"{path}: not a SentencePiece model, or a damaged one; fetch or train it again") from None
+        except (OSError, RuntimeError) as e:
+            raise DataError(f"{path}: no SentencePiece vocabulary there, or a damaged one ({e}); put T5's spiece.model there, or train one") from None
         pieces = [self.model.IdToPiece(i) for i in range(min(3, self.model.GetPieceSize()))]
         if pieces != ["<pad>", "</s>", "<unk>"]:
             raise DataError(f"{path}: begins with the pieces {' '.join(pieces)}, T5's with <pad> </s> <unk>; train one of that layout")
@@ -471,7 +411,6 @@ class Tokenizer:
         """[3, 9, 1782, 1, 0, 0] -> "a dog". Padding, </s>, sentinels and rows beyond the vocabulary are dropped; an unknown is "⁇"."""
         return self.model.DecodeIds([int(i) for i in ids if UNK <= i < self.model.GetPieceSize()])
 
-
 def train_vocabulary(texts, path, size):
     """Train a unigram vocabulary (Kudo 2018) in T5's layout and write it to `path`: `size` pieces before the 100 sentinels, fewer where
     the texts hold no more; LABELS are whole pieces. The trainer gets each word as often as its share of 200,000, however long the texts."""
@@ -482,26 +421,24 @@ def train_vocabulary(texts, path, size):
     lines = [word for word, count in words.items() for _ in range(1 + 200_000 * count // words.total())]
     # The trainer takes for candidates what two different words begin with: "dog" alone is none, "dog" and "dog." make one.
     stems = sorted({stem for word in words for stem in re.findall(r"[^\W\d_]+", word)})
-    lines, path, buffer = lines + stems + [stem + "." for stem in stems], Path(path), io.BytesIO()
+    path, part = Path(path), Path(f"{path}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=buffer, vocab_size=size, model_type="unigram", pad_id=PAD, eos_id=EOS, unk_id=UNK,
-            bos_id=-1, hard_vocab_limit=False, character_coverage=0.9999, num_threads=1, minloglevel=2)  # fmt: skip
+        with open(part, "wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines + stems + [f"{stem}." for stem in stems]), model_writer=file, vocab_size=size, model_type="unigram",
+                pad_id=PAD, eos_id=EOS, unk_id=UNK, bos_id=-1, hard_vocab_limit=False, character_coverage=0.9999, num_threads=1, minloglevel=2)  # fmt: skip
+        tokenizer = Tokenizer(part)
+        if any(len(tokenizer.encode(label)) != 2 for label in LABELS):
+            raise RuntimeError("it would break a label's word up")
+        os.replace(part, path)
     except RuntimeError as e:
+        part.unlink()
         why = str(e).strip().splitlines()[-1].strip()
         raise DataError(f"no vocabulary of {size} pieces from {len(words)} words: {why}; change the size or give more text") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(buffer.getvalue())
-    tokenizer = Tokenizer(part)
-    if any(len(tokenizer.encode(label)) != 2 for label in LABELS):
-        part.unlink()
-        raise DataError(f"a vocabulary of {size} pieces breaks a label's word up; raise the size")
-    os.replace(part, path)
 
 
 # --- formats: how an example is put to the model, and its answer read back ---------------------------------------------
-
 
 @dataclass(frozen=True)
 class Format:
@@ -520,9 +457,8 @@ class Format:
         return tuple(re.findall(r"{(\w+)}", self.target))
 
     def pieces(self, example, explanation=0):
-        """(source, [(part, text), …]): the texts joined by spaces are the target; what the example lacks is left out. The format's own words
-        count as rationale. `explanation`: which of them to write."""
-        source = self.sources[zlib.crc32(example.id.encode()) % len(self.sources)]
+        """(source, [(part, text), …]): the texts joined by spaces are the target, without what the example lacks; own words are rationale."""
+        source = self.sources[sum(example.id.encode()) % len(self.sources)]
         texts = {"label": self.words[LABELS.index(example.label)] if example.label else "", "rationale": "".join(example.explanations[explanation:][:1])}
         pieces = [piece for lead, part in re.findall(r"(\w+:)? ?{(\w+)}", self.target) if texts[part] for piece in (("rationale", lead), (part, texts[part]))]
         return source.format(premise=example.premise, hypothesis=example.hypothesis), [(part, text) for part, text in pieces if text]
@@ -533,17 +469,15 @@ class Format:
         return source, " ".join(text for _, text in pieces)
 
     def parse(self, text):
-        """What the model wrote -> (label or None, rationale). Case, spaces and a full stop after the label may vary; what does not fit is
-        (None, the text): "it is neutral" names no label."""
+        """What the model wrote -> (label or None, rationale). Case, spaces and a full stop may vary; what does not fit is (None, the text)."""
         label = rf"(?P<label>{'|'.join(self.words)})\s*\.?".replace(" ", r"\s+")
         found = re.fullmatch(self.answer.replace("LABEL", label), text.strip(), re.IGNORECASE | re.DOTALL)
         said = {part: words or "" for part, words in (found.groupdict() if found else {"rationale": text}).items()}
         word = " ".join(said.get("label", "").lower().split())
         return LABELS[self.words.index(word)] if word else None, said.get("rationale", "").strip() if found else text
 
-
 PAIR = "premise: {premise} hypothesis: {hypothesis}"
-OPTIONS = {"entailment": "yes", "neutral": "it is not possible to tell", "contradiction": "no"}
+OPTIONS = ("yes", "it is not possible to tell", "no")
 INSTRUCTIONS = (
     "{premise} Given only this, is it true that: {hypothesis}",
     "Read the text and judge the claim. Text: {premise} Claim: {hypothesis} Does the claim follow from the text?",
@@ -559,18 +493,15 @@ FORMATS = {format.name: format for format in (
     # "a spaniel is a dog. answer: entailment": a chain of thought (Wei et al. 2022); the label can lean on the reason, and costs its tokens.
     Format("rationale_then_label", "{rationale} answer: {label}", r"((?P<rationale>.*)\s)?answer:\s*LABEL", (f"reason: {PAIR}",)),
     # "… OPTIONS: - yes - it is not possible to tell - no" -> "yes": a request in the manner of FLAN (Wei et al. 2021).
-    Format("instruction", "{label}", r"-?\s*LABEL", tuple(f"{text} OPTIONS: - {' - '.join(OPTIONS.values())}" for text in INSTRUCTIONS),
-           tuple(OPTIONS.values())),
+    Format("instruction", "{label}", r"-?\s*LABEL", tuple(f"{text} OPTIONS: - {' - '.join(OPTIONS)}" for text in INSTRUCTIONS), OPTIONS),
 )}  # fmt: skip
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
-
 def encode_example(tokenizer, format, example, explanation=0, max_source=512, max_target=256):
     """(source ids, target ids, label tokens): the last tells of each target token whether it belongs to the label."""
     return encode_examples(tokenizer, format, [(example, explanation)], max_source, max_target)[0]
-
 
 def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):
     """[(example, number of the explanation), …] -> a row of encode_example for each. Pieces are encoded one by one, which gives the ids of
@@ -589,7 +520,6 @@ def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):
         encoded.append((source[: max_source - 1] + [EOS], target[: max_target - 1] + [EOS], flags[: max_target - 1] + [last]))
     return encoded
 
-
 class Encoded:
     """Rows of encode_example in one flat file of ids that is mapped, not read: it costs no start and no memory, and processes share it.
     Item i is (source ids, target ids, label tokens) as numpy arrays; lengths (N, 2) are those of source and target."""
@@ -607,17 +537,14 @@ class Encoded:
         target = self.ids[middle:end]
         return self.ids[middle - self.lengths[i, 0] : middle], np.where(target < 0, -1 - target, target), target < 0
 
-
 def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256, limit=0, explanations=1):
     """{task: Encoded} of a source or a list of examples, at most `limit` of them, in the formats named by `tasks`; an example is as many rows
-    as it has explanations, up to `explanations` (0: all). Those that lack what a task asks for are left out of all, and told.
-
-    The rows are kept in the cache folder under a hash of all that they depend on: files, vocabulary, settings, this program. 549,367 rows
-    of e-SNLI as predict and explain take a minute the first time, then a second."""
+    as it has explanations, up to `explanations` (0: all). Those that lack what a task asks for are left out of all, and told. Kept in the
+    cache folder under a hash of all that the rows depend on: 549,367 of them take a minute the first time, then a second."""
     given = isinstance(source, list)
     key = hashlib.sha256(repr((given or str(source), split, tasks, max_source, max_target, limit, explanations)).encode())
     names = [] if given else [name for name, _, _ in parts_of(source) if not re.fullmatch(TOY, name)]
-    for path in (tokenizer.path, Path(__file__), *(path for name in names for path, _ in files_of(name, split))):
+    for path in (tokenizer.path, __file__, *(path for name in names for path, _ in files_of(name, split))):
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 key.update(block)
@@ -626,9 +553,8 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     folder = cache_folder() / "encoded" / key.hexdigest()[:32]
     if folder.is_dir():
         return {task: Encoded(folder / task) for task in tasks}
-    examples = islice(source if given else stream_examples(source, split), limit or None)
+    examples, part = islice(source if given else stream_examples(source, split), limit or None), Path(f"{folder}.{os.getpid()}")
     wanted, ends, read, kept = {part for task in tasks for part in FORMATS[task].parts}, dict.fromkeys(tasks, 0), 0, 0
-    part = folder.with_name(f"{folder.name}.{os.getpid()}")
     part.mkdir(parents=True, exist_ok=True)
     with tqdm(desc="encoding", unit="row", disable=None) as bar:
         while chunk := list(islice(examples, 5000)):
@@ -638,23 +564,20 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
             for task in tasks:
                 encoded = encode_examples(tokenizer, FORMATS[task], rows, max_source, max_target)
                 flat = [side for ids, target, flags in encoded for side in (ids, [-1 - i if own else i for i, own in zip(target, flags, strict=True)])]
-                lengths = np.array([0, *map(len, flat)], np.int64).cumsum()[1:] + ends[task]
-                ends[task] += sum(map(len, flat))
-                for ending, array in (("ids", np.array([i for side in flat for i in side], np.int32)), ("ends", lengths)):
+                lengths = ends[task] + np.array([0, *map(len, flat)], np.int64).cumsum()
+                ends[task] = lengths[-1]
+                for ending, array in (("ids", np.array([i for side in flat for i in side], np.int32)), ("ends", lengths[1:])):
                     with open(part / f"{task}.{ending}", "ab") as file:
                         file.write(array.tobytes())
             bar.update(len(chunk))
-    if not kept:
-        shutil.rmtree(part)
-        raise DataError(f"none of {read:,} rows has a {' and a '.join(sorted(wanted))}, which {' and '.join(tasks)} need")
     if kept < read:
         print(f"{read - kept:,} of {read:,} rows lack a {' or a '.join(sorted(wanted))} and are left out", file=sys.stderr)
-    try:
+    if kept and not folder.is_dir():  # else another process was first
         part.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(part)
+    shutil.rmtree(part, ignore_errors=True)
+    if not kept:
+        raise DataError(f"none of {read:,} rows has a {' and a '.join(sorted(wanted))}, which {' and '.join(tasks)} need")
     return {task: Encoded(folder / task) for task in tasks}
-
 
 @dataclass
 class Batch:
@@ -671,7 +594,6 @@ class Batch:
         """The batch on another device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)})
 
-
 def collate(rows, ids=()):
     """Rows of encode_example -> Batch."""
 
@@ -682,9 +604,7 @@ def collate(rows, ids=()):
         return torch.from_numpy(table)
 
     source, target, label_tokens = zip(*rows, strict=True)
-    mask = pad([[True] * len(row) for row in source], False, bool)
-    return Batch(pad(source, PAD), mask, pad(target, -100), pad(label_tokens, False, bool), ids)
-
+    return Batch(pad(source, PAD), pad([[True] * len(row) for row in source], False, bool), pad(target, -100), pad(label_tokens, False, bool), ids)
 
 class BucketSampler:
     """Batches of row numbers for ever, rows of like length together, every row once an epoch; the last of a pool may be smaller.
@@ -706,7 +626,7 @@ class BucketSampler:
         order, pool = rng.permutation(len(self.lengths)), 512 * self.batch_size
         parts, batches = [order[i : i + pool] for i in range(0, len(order), pool)], []
         while parts:
-            rows, best = parts.pop(), math.inf
+            rows, best = parts.pop(), np.inf
             cuts = np.arange(self.batch_size, len(rows), self.batch_size)
             for side in range(self.lengths.shape[1] if len(cuts) else 0):
                 ranked = rows[blurred[rows, side].argsort()]
@@ -737,191 +657,42 @@ class BucketSampler:
         self.epoch, self.position = state["epoch"], state["position"]
 
 
-# --- a large model's labels and reasons -------------------------------------------------------------------------------
-
-PROMPT = """Premise: {premise}
-Hypothesis: {hypothesis}
-If the premise is true, is the hypothesis true (entailment), false (contradiction) or open (neutral)? {label}
-Answer in two lines: "Reason:" with one short sentence, then "Label:" with one of the three words."""
-
-
-def collect(source="toy", out="rationales.jsonl", url="", model="", split="train", limit=0, prompt="", given=0, shots=3, samples=1, seed=0,
-            temperature=0.7, max_new_tokens=200, concurrency=8, timeout=60.0, max_requests=0, max_tokens=0):  # fmt: skip
-    """Have a model label and explain the examples of a source -> the rows of a rationale file, [{"id", "label", "rationale", …}, …].
-
-    `model` answers at url/chat/completions (OpenAI's protocol; its key: $OPENAI_API_KEY), or is a run folder. prompt: a file to use for
-    PROMPT; given=1 tells the label and asks for the reason; shots: examples shown first; samples: replies a row, of which the majority
-    counts; max_requests, max_tokens: a budget. A row is on the disk once it is finished and is not asked again; one whose request failed
-    is, by the next call. Raises DataError."""
-    template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
-    examples, out = {e.id: e for e in read_examples(source, split, limit)}, Path(out)
-    done = [line for line in out.read_bytes().splitlines(True) if line.endswith(b"\n")] if out.is_file() else []  # the last may be cut off
-    rows, failures = {row["id"]: row for row in map(json.loads, done)}, Counter()
-    shown = [e for e in examples.values() if e.label and e.explanations]
-    shown = random.Random(seed).sample(shown, min(shots, len(shown)))
-
-    def question(e):
-        return {"role": "user", "content": template.format(premise=e.premise, hypothesis=e.hypothesis, label=f"It is: {e.label}." if given else "")}
-
-    def ask(e):  # -> the row of an example, or a text that says why there is none
-        turns = [turn for s in shown if s.premise != e.premise
-                 for turn in (question(s), {"role": "assistant", "content": f"Reason: {s.explanations[0]}\nLabel: {s.label}"})]  # fmt: skip
-        body = {"model": model, "messages": [*turns, question(e)], "temperature": temperature, "max_tokens": max_new_tokens}
-        try:
-            replies = [chat(url, body | {"seed": seed + k}, timeout) if url else run(e) for k in range(samples)]
-        except (OSError, http.client.HTTPException) as error:
-            return str(error) or type(error).__name__
-        found = [read_reply(text, finish_reason, e.label if given else None) for text, finish_reason, _ in replies]
-        label, count = (Counter(label for label, _, fault in found if not fault).most_common(1) or [(None, 0)])[0]
-        reason = next((reason for other, reason, fault in found if other == label and not fault), "")
-        return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
-                "agreement": count / samples, "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}  # fmt: skip
-
-    todo, waiting, requests, tokens = [e for e in examples.values() if e.id not in rows][::-1], set(), 0, 0
-    run = None if url else run_labeller(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "ab") as file, tqdm(total=len(examples), initial=len(rows), desc=model or url, unit="row") as bar, ThreadPoolExecutor(concurrency) as pool:
-        file.truncate(sum(map(len, done)))
-        try:
-            while True:
-                while todo and len(waiting) < 2 * concurrency and not 0 < max_tokens <= tokens and not 0 < max_requests < requests + samples:
-                    waiting.add(pool.submit(ask, todo.pop()))
-                    requests += samples
-                if not waiting:
-                    break
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for row in (future.result() for future in finished):
-                    if isinstance(row, str):
-                        failures[row] += 1
-                    else:
-                        rows[row["id"]], tokens = row, tokens + row["tokens"]
-                        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-                bar.update(len(finished))
-        finally:  # an error or Ctrl-C: what waits is not asked
-            pool.shutdown(cancel_futures=True)
-    rows = list(rows.values())
-    valid, known = [row for row in rows if row["label"]], [row for row in rows if row["label"] and row["gold"]]
-    failures.update(fault for row in rows for fault in row["faults"])
-    print(f"{out}: {len(rows):,} of {len(examples):,} rows, {len(valid) / max(1, len(rows)):.1%} of them valid; the label is gold's in "
-          f"{sum(row['label'] == row['gold'] for row in known) / max(1, len(known)):.1%} of {len(known):,}; "
-          f"{sum(len(row['rationale'].split()) for row in valid) / max(1, len(valid)):.1f} words a reason, {sum(row['tokens'] for row in rows):,} tokens; "
-          f"failures: {', '.join(f'{why} {count:,}' for why, count in failures.most_common()) or 'none'}")  # fmt: skip
-    return rows
-
-
-def chat(url, body, timeout):
-    """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails, DataError where all would."""
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
-    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
-
-    def call():
-        with urllib.request.urlopen(request, timeout=timeout) as reply:
-            try:
-                told = json.load(reply)
-                return told["choices"][0]["message"]["content"] or "", told["choices"][0].get("finish_reason"), (told.get("usage") or {}).get("total_tokens", 0)
-            except (ValueError, LookupError, TypeError):
-                raise ConnectionError("the answer is no chat completion") from None
-
-    try:
-        return retry(call)
-    except urllib.error.HTTPError as e:
-        if e.code in (401, 403, 404):
-            raise DataError(f"{url}: the server answers {e.code}; check --url, --model and OPENAI_API_KEY") from None
-        raise
-
-
-def run_labeller(run):
-    """A function that has the model in a run folder answer an example, as chat does."""
-    command, lock = [sys.executable, Path(__file__).with_name("apprentice.py"), run, "--json"], threading.Lock()
-    process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # it ends when we do
-
-    def ask(example):
-        with lock:
-            try:
-                print(example.premise, example.hypothesis, sep="\n", file=process.stdin, flush=True)
-                told = json.loads(process.stdout.readline())
-            except (OSError, ValueError):
-                raise DataError(f"{run}: no answer; try it: python apprentice.py {run}") from None
-        return f"Reason: {told['rationale']}\nLabel: {told['label']}", "stop", 0
-
-    return ask
-
-
-def read_reply(text, finish_reason="stop", given=None):
-    """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
-    start, *fields = re.split(r"[^\w.!?]*\b(reason|explanation|rationale|label|answer)\b\W*?[:=]\s*", text, flags=re.IGNORECASE)
-    fields = {name.lower()[0]: value.strip(" \n*\"'{},") for name, value in zip(fields[::2], fields[1::2], strict=True)}
-    named = {given} if given else set(re.findall("|".join(LABELS), (fields.get("l") or fields.get("a") or text).lower()))
-    reason = " ".join((fields.get("r") or fields.get("e") or start).split())
-    faults = {"cut off": finish_reason == "length", "no label": not named, "two labels": len(named) > 1,
-              "empty reason": not reason or reason.lower().strip(".") in LABELS}  # fmt: skip
-    return named.pop() if len(named) == 1 else None, reason, next((fault for fault, there in faults.items() if there), "")
-
-
 # --- python data.py ---------------------------------------------------------------------------------------------------
 
-
 def describe(examples):
-    """What a data set holds, as text: rows, labels, lengths in words, repeated pairs, the toy world's kinds, three samples."""
-
-    def lengths(texts):
-        words = sorted(len(text.split()) for text in texts) or [0]
-        return f"{words[len(words) // 2]:4d} words in the middle, {words[-1]} at most"
+    """Print what a data set holds: rows, labels, lengths in words, repeated pairs, the toy world's kinds, three samples."""
 
     def shares(values):
         return ", ".join(f"{value or '(none)'} {count:,} ({count / len(examples):.1%})" for value, count in Counter(values).most_common())
 
     repeated = len(examples) - len({(e.premise, e.hypothesis) for e in examples})
-    lines = [f"rows         {len(examples):,}, on {len({e.premise for e in examples}):,} premises; "
-             f"{repeated:,} ({repeated / max(1, len(examples)):.2%}) repeat an earlier pair",
-             f"labels       {shares(e.label for e in examples)}",
-             f"premise      {lengths(e.premise for e in examples)}",
-             f"hypothesis   {lengths(e.hypothesis for e in examples)}",
-             f"explanation  {lengths(text for e in examples for text in e.explanations)}; {sum(len(e.explanations) for e in examples):,} in all"]  # fmt: skip
-    if any(e.kind for e in examples):
-        lines.append(f"kinds        {shares(e.kind for e in examples)}")
+    print(f"rows         {len(examples):,}, on {len({e.premise for e in examples}):,} premises; {repeated:,} ({repeated / max(1, len(examples)):.2%}) "
+          f"repeat an earlier pair\nlabels       {shares(e.label for e in examples)}\nkinds        {shares(e.kind for e in examples)}")  # fmt: skip
+    for part in ("premise", "hypothesis", "explanations"):
+        words = sorted(len(text.split()) for e in examples for text in ([getattr(e, part)] if part != "explanations" else e.explanations)) or [0]
+        print(f"{part:12} {words[len(words) // 2]:4d} words in the middle, {words[-1]} at most; {len(words):,} in all")
     for e in random.Random(0).sample(examples, min(3, len(examples))):
-        lines += ["", f"  premise      {e.premise}", f"  hypothesis   {e.hypothesis}", f"  label        {e.label}"]
-        lines += [f"  explanation  {text}" for text in e.explanations]
-    return "\n".join(lines)
-
-
-def run(argv):
-    """The commands of this file; raises DataError."""
-    words = [arg for arg in argv if not arg.startswith("-")]
-    given = {"source" if name == "in" else name: value for name, _, value in (arg[2:].partition("=") for arg in argv if arg not in words)}
-    defaults = {name: p.default for name, p in inspect.signature(collect).parameters.items()}
-    if words == ["collect"] and not given.keys() - defaults and (given.get("url") or given.get("model")):
-        try:
-            collect(**{name: type(defaults[name])(value) for name, value in given.items()})
-        except ValueError as e:
-            raise e if isinstance(e, DataError) else DataError(f"{' '.join(argv)}: {e}") from None
-    elif words[:1] == ["download"] and words[1:] in ([], ["esnli"]) and not given.keys() - {"out"}:
-        folder = Path(given.get("out") or cache_folder() / "esnli").expanduser()
-        fetch_esnli(folder)
-        print(f"e-SNLI (Camburu et al. 2018) is in {folder}: {', '.join(file for files in FOLDERS[0].values() for file in files)}")
-    elif len(words) <= 1 and not given:
-        name = words[0] if words else "toy"
-        print(f"reading {name}")
-        print(describe(read_examples(name)))
-    else:
-        raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
-
+        print(f"\n  premise      {e.premise}\n  hypothesis   {e.hypothesis}\n  label        {e.label}", *e.explanations, sep="\n  explanation  ")
 
 def main(argv=None):
     """`python data.py …`: bad input is one line and exit status 2."""
     argv = sys.argv[1:] if argv is None else argv
-    if "--help" in argv or "-h" in argv:
-        print(__doc__.strip())
-        return
     try:
-        run(argv)
+        if argv[:1] == ["collect"]:  # it needs models that answer, which stand a floor higher
+            sys.exit(subprocess.call([sys.executable, str(Path(__file__).with_name("apprentice.py")), *argv]))
+        if "--help" in argv or "-h" in argv:
+            print(__doc__)
+        elif download := re.fullmatch(r"download( esnli)?( --out=(.+))?", " ".join(argv)):
+            folder = Path(download[3] or cache_folder() / "esnli").expanduser()
+            fetch_esnli(folder)
+            print(f"e-SNLI (Camburu et al. 2018) is in {folder}: {', '.join(file for files in FOLDERS[0].values() for file in files)}")
+        elif len(argv) > 1 or (argv and argv[0].startswith("-")):
+            raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
+        else:
+            describe(read_examples(argv[0] if argv else "toy"))
     except DataError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
-
 
 if __name__ == "__main__":
     main()
