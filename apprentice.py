@@ -3,6 +3,7 @@
     python apprentice.py out/tiny                            reads pairs from the terminal and answers
     python apprentice.py out/tiny "PREMISE" "HYPOTHESIS"     answers one pair
     python apprentice.py out/tiny … --json                   answers as one JSON object a line, for programs
+    python data.py collect --in=FILE --url=URL --model=NAME  has a large language model answer instead, into a rationale file
 
 The first argument is a run folder, any T5 checkpoint folder or a hub name; `--device=cuda`, `--dtype=bfloat16` and
 `--num_beams=4` change how it runs. An answer takes milliseconds for the tiny model, under a second for FLAN-T5-small on a CPU.
@@ -14,9 +15,14 @@ import difflib
 import json
 import math
 import os
+import random
 import re
 import sys
+import urllib.request
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -24,7 +30,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_example
+from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_example, read_examples, retry
 from model import SIZES, T5, CheckpointError, fetch, replace_file
 
 EOS = 1
@@ -393,6 +399,118 @@ class LoRA:
             w.copy_(torch.addmm(base, B, A, alpha=self.scale))
 
 
+# --- a large language model's labels and reasons ----------------------------------------------------------------------
+
+
+PROMPT = """Premise: {premise}
+Hypothesis: {hypothesis}
+If the premise is true, is the hypothesis true (entailment), false (contradiction) or open (neutral)? {label}
+Answer in two lines: "Reason:" with one short sentence, then "Label:" with one of the three words."""
+
+
+def collect(source, *, out="rationales.jsonl", url="", model="", split="train", limit=0, prompt="", given=False, shots=3, samples=1, seed=0,
+            temperature=0.7, max_new_tokens=200, concurrency=8, timeout=60.0, max_requests=0, max_tokens=0):  # fmt: skip
+    """Have a model label and explain the examples of a source -> the rows of a rationale file, [{"id", "label", "rationale", …}, …].
+
+    `model` answers at url/chat/completions (OpenAI's protocol; its key: $OPENAI_API_KEY); without a url it is a run folder. prompt: a file
+    to use for PROMPT; given: tell the label and ask for the reason; shots: examples shown first; samples: replies a row, of which the majority
+    counts; max_requests, max_tokens: a budget. A row is on the disk once it is finished and is not asked again; one whose request failed
+    is, by the next call. Raises DataError."""
+    out, failures, examples = Path(out), Counter(), {e.id: e for e in read_examples(source, split, limit)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not url:
+        return Apprentice.load(model).write_rationales(out, list(examples.values()), model)
+    try:
+        template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
+        done = [line for line in out.read_bytes().splitlines(True) if line.endswith(b"\n")] if out.exists() else []  # the last may be cut off
+        rows = {row["id"]: row for row in map(json.loads, done)}
+    except (OSError, ValueError, LookupError, TypeError) as e:
+        raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
+    shown = [e for e in examples.values() if e.label and e.explanations]
+    shown = random.Random(seed).sample(shown, min(shots, len(shown)))
+
+    def question(e):
+        words = {"premise": e.premise, "hypothesis": e.hypothesis, "label": f"It is: {e.label}." if given else ""}
+        return {"role": "user", "content": re.sub("{(premise|hypothesis|label)}", lambda found: words[found[1]], template)}
+
+    def ask(e):  # -> the row of an example, or a text that says why there is none
+        turns = [turn for s in shown if s.premise != e.premise
+                 for turn in (question(s), {"role": "assistant", "content": f"Reason: {s.explanations[0]}\nLabel: {s.label}"})]  # fmt: skip
+        body = {"model": model, "messages": [*turns, question(e)], "temperature": temperature, "max_tokens": max_new_tokens}
+        try:
+            replies = [chat(url, body | {"seed": seed + k}, timeout) for k in range(samples)]
+        except (OSError, HTTPException) as error:
+            return str(error) or type(error).__name__
+        found = [read_reply(text, finish_reason, e.label if given else None) for text, finish_reason, _ in replies]
+        label, count = (Counter(label for label, _, fault in found if not fault).most_common(1) or [(None, 0)])[0]
+        reason = next((reason for other, reason, fault in found if other == label and not fault), "")
+        return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
+                "agreement": count / samples, "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}  # fmt: skip
+
+    todo, waiting, requests, tokens = [e for e in examples.values() if e.id not in rows][::-1], set(), 0, 0
+    with open(out, "ab") as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(concurrency) as pool:
+        file.truncate(sum(map(len, done)))
+        try:
+            while True:
+                while todo and len(waiting) < 2 * concurrency and not 0 < max_tokens <= tokens and not 0 < max_requests < requests + samples:
+                    waiting.add(pool.submit(ask, todo.pop()))
+                    requests += samples
+                if not waiting:
+                    break
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for row in (future.result() for future in finished):
+                    if isinstance(row, str):
+                        failures[row] += 1
+                    else:
+                        rows[row["id"]], tokens = row, tokens + row["tokens"]
+                        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(len(finished))
+        finally:  # an error or Ctrl-C: what waits is not asked
+            pool.shutdown(cancel_futures=True)
+    rows = list(rows.values())
+    valid, known = [row for row in rows if row["label"]], [row for row in rows if row["label"] and row["gold"]]
+    failures.update(fault for row in rows for fault in row["faults"])
+    print(f"{out}: {len(rows):,} of {len(examples):,} rows, {len(valid) / max(1, len(rows)):.1%} of them valid; the label is gold's in "
+          f"{sum(row['label'] == row['gold'] for row in known) / max(1, len(known)):.1%} of {len(known):,}; "
+          f"{sum(len(row['rationale'].split()) for row in valid) / max(1, len(valid)):.1f} words a reason, {sum(row['tokens'] for row in rows):,} tokens; "
+          f"failures: {', '.join(f'{why} {count:,}' for why, count in failures.most_common()) or 'none'}")  # fmt: skip
+    return rows
+
+
+def chat(url, body, timeout):
+    """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails, DataError where all would."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
+    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
+
+    def call():
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
+            try:
+                told = json.load(reply)
+                return told["choices"][0]["message"]["content"] or "", told["choices"][0].get("finish_reason"), (told.get("usage") or {}).get("total_tokens", 0)
+            except (ValueError, LookupError, TypeError):
+                raise ConnectionError("the answer is no chat completion") from None
+
+    try:
+        return retry(call)
+    except urllib.request.HTTPError as e:
+        if e.code in (401, 403, 404):
+            raise DataError(f"{url}: the server answers {e.code}; check --url, --model and OPENAI_API_KEY") from None
+        raise
+
+
+def read_reply(text, finish_reason="stop", given=None):
+    """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
+    start, *fields = re.split(r"[^\w.!?]*\b(reason|explanation|rationale|label|answer)\b\W*?[:=]\s*", text, flags=re.IGNORECASE)
+    fields = {name.lower()[0]: value.strip(" \n*\"'{},") for name, value in zip(fields[::2], fields[1::2], strict=True)}
+    named = {given} if given else set(re.findall("|".join(LABELS), (fields.get("l") or fields.get("a") or text).lower()))
+    reason = " ".join((fields.get("r") or fields.get("e") or start).split())
+    faults = {"cut off": finish_reason == "length", "no label": not named, "two labels": len(named) > 1,
+              "empty reason": not reason or reason.lower().strip(".") in LABELS}  # fmt: skip
+    return named.pop() if len(named) == 1 else None, reason, next((fault for fault, there in faults.items() if there), "")
+
+
 # --- python apprentice.py ---------------------------------------------------------------------------------------------
 
 
@@ -448,6 +566,11 @@ def main(argv=None):
     if not argv or "-h" in argv or "--help" in argv:
         print(__doc__)
         return
+    if argv[0] == "collect":
+        opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)[1]
+        if not opt["model"]:
+            raise DataError("--model=NAME is missing: the name that the server at --url=… knows it by, or a run folder")
+        return collect(opt.pop("in"), **opt) and None
     words, opt = options(argv, json=False, device="cpu", dtype="float32", num_beams=1)
     if len(words) not in (1, 3):
         raise DataError(f"{len(words)} words given: name a run, or a run, a premise and a hypothesis (in quotes)")

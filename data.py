@@ -14,7 +14,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import time
 import urllib.request
@@ -679,7 +678,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv[:1] == ["collect"]:  # it needs models that answer, which stand a floor higher
-            sys.exit(subprocess.call([sys.executable, str(Path(__file__).with_name("apprentice.py")), *argv]))
+            os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("apprentice.py")), *argv])
         if "--help" in argv or "-h" in argv:
             print(__doc__)
         elif download := re.fullmatch(r"download( esnli)?( --out=(.+))?", " ".join(argv)):

@@ -1,0 +1,172 @@
+"""Tests of collecting labels and reasons from a large language model, against a chat server on loopback that misbehaves in every way."""
+
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import apprentice
+import data
+from data import DataError, read_examples
+
+HERE = Path(__file__).resolve().parent
+
+
+GOOD = "Reason: a spaniel is a dog.\nLabel: entailment"
+
+
+@pytest.mark.parametrize("text, reason, expected", [
+    (GOOD, "stop", ("entailment", "a spaniel is a dog.", "")),
+    ("**Label:** Neutral.\n**Reason:** It may\n be asleep.", "stop", ("neutral", "It may be asleep.", "")),
+    ('{"explanation": "cats are no dogs", "answer": "CONTRADICTION"}', "stop", ("contradiction", "cats are no dogs", "")),
+    ("The dog moves, so this is an entailment.", "stop", ("entailment", "The dog moves, so this is an entailment.", "")),
+    ("It runs, so it moves.\nAnswer: entailment", "stop", ("entailment", "It runs, so it moves.", "")),
+    ("Reason: not neutral, it follows.\nLabel: entailment", "stop", ("entailment", "not neutral, it follows.", "")),
+    ("I can not tell.", "stop", (None, "I can not tell.", "no label")),
+    ("", "stop", (None, "", "no label")),
+    ("Entailment or neutral.", "stop", (None, "Entailment or neutral.", "two labels")),
+    ("Reason: x\nLabel: entailment / neutral", "stop", (None, "x", "two labels")),
+    ("Label: neutral", "stop", ("neutral", "", "empty reason")),
+    ("Neutral.", "stop", ("neutral", "Neutral.", "empty reason")),
+    (GOOD, "length", ("entailment", "a spaniel is a dog.", "cut off")),
+])
+def test_replies_are_read_kindly_and_counted_strictly(text, reason, expected):
+    assert apprentice.read_reply(text, reason) == expected
+
+
+@pytest.fixture
+def model():
+    """A chat server on this machine. .script: {premise: what it does at each try}, else it answers GOOD; .asked: the bodies it got."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            premise = re.search("Premise: (.*)", body["messages"][-1]["content"])[1]
+            with lock:
+                httpd.asked.append(body)
+                httpd.keys.add(self.headers["Authorization"])
+                script = httpd.script.get(premise, [])
+                act = script.pop(0) if script else httpd.default
+            if httpd.delay:
+                time.sleep(httpd.delay)
+            if act == "slow":
+                httpd.stop.wait(3)
+            if act == "hang up":
+                return self.connection.close()
+            status, text = (act, "no") if isinstance(act, int) else (200, act)
+            end = "length" if text.startswith("CUT") else "stop"
+            reply = {"choices": [{"message": {"content": text}, "finish_reason": end}], "usage": {"total_tokens": 10}}
+            content = b"<html>" if act == "html" else b"{}" if act == "empty" else json.dumps(reply).encode()
+            self.send_response(status)
+            if status == 429:
+                self.send_header("Retry-After", "7")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    lock = threading.Lock()
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.daemon_threads, httpd.handle_error = True, lambda *_: None
+    httpd.script, httpd.asked, httpd.keys, httpd.default, httpd.delay, httpd.stop = {}, [], set(), GOOD, 0, threading.Event()
+    httpd.url = f"http://127.0.0.1:{httpd.server_port}/v1"
+    threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield httpd
+    httpd.stop.set()
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def pairs(path, count, label="neutral"):
+    rows = [{"id": f"r{i}", "premise": f"p{i}", "hypothesis": "h", "label": label, "rationale": "why"} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_collect_bears_a_server_that_misbehaves(model, tmp_path, monkeypatch, capsys):
+    slept = []
+    monkeypatch.setattr(data.time, "sleep", slept.append)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    model.script = {"p0": [429, 429], "p1": [500, 503], "p2": ["hang up"], "p3": ["slow"], "p4": ["html", "empty"], "p5": ["I can not say."],
+                    "p6": ["Label: neutral or entailment"], "p7": ["CUT Reason: a Label: neutral"], "p8": ["Label: neutral"], "p9": [400], "p10": [500] * 99}
+    out = tmp_path / "new" / "r.jsonl"
+    rows = apprentice.collect(pairs(tmp_path / "in.jsonl", 40), out=out, url=model.url, model="big", split=None, timeout=0.5, shots=0)
+    assert {json.dumps(row) for row in rows} == set(map(json.dumps, map(json.loads, out.read_text().splitlines())))
+    found = {row["id"]: row for row in rows}
+    assert len(rows) == len(found) == 38 and "r9" not in found and "r10" not in found, "a request that failed is no finished row"
+    assert all(found[f"r{i}"]["label"] == "entailment" and not found[f"r{i}"]["faults"] for i in range(5))
+    assert [(found[f"r{i}"]["label"], found[f"r{i}"]["faults"]) for i in (5, 6, 7, 8)] == [
+        (None, ["no label"]), (None, ["two labels"]), (None, ["cut off"]), (None, ["empty reason"])]
+    assert slept.count(7) == 2, "Retry-After is honoured"
+    told = capsys.readouterr().out
+    assert "38 of 40 rows" in told and "HTTP Error 400" in told and "HTTP Error 500" in told and "two labels" in told and "380 tokens" in told
+    assert model.keys == {"Bearer sk-secret"} and "sk-secret" not in told + out.read_text()
+    teacher = read_examples(out)
+    assert len(teacher) == 38 and teacher[-1].premise.startswith("p") and sum(e.label is None for e in teacher) == 4
+
+    model.script, before = {}, len(model.asked)
+    with open(out, "a") as file:
+        file.write('{"id": "r9", "premise": "cut o')                         # killed while it wrote
+    rows = apprentice.collect(tmp_path / "in.jsonl", out=out, url=model.url, model="big", split=None, shots=0)
+    assert len(model.asked) == before + 2 and len(rows) == len(out.read_text().splitlines()) == 40, "only what is missing is asked"
+    apprentice.collect(tmp_path / "in.jsonl", out=out, url=model.url, model="big", split=None, shots=0)
+    assert len(model.asked) == before + 2
+
+
+def test_collect_votes_shows_and_tells(model, tmp_path):
+    model.script = {"p0": ["Reason: a\nLabel: neutral", "Reason: b\nLabel: entailment", "Reason: c\nLabel: entailment", "none"]}
+    source = pairs(tmp_path / "in.jsonl", 9)
+    row, = apprentice.collect(source, out=tmp_path / "a.jsonl", url=model.url, model="big", split=None, limit=1, samples=4, seed=5, concurrency=1)
+    assert (row["label"], row["rationale"], row["agreement"], row["tokens"]) == ("entailment", "b", 0.5, 40)
+    assert [body["seed"] for body in model.asked] == [5, 6, 7, 8] and len(model.asked[0]["messages"]) == 1, "a pair is no example of itself"
+    model.default = "Reason: because.\nLabel: contradiction"
+    rows = apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, given=True, shots=2, concurrency=1)
+    assert {(row["label"], row["rationale"]) for row in rows} == {("neutral", "because.")}, "the label that was told stands"
+    shown = model.asked[-1]["messages"]
+    assert [turn["role"] for turn in shown] == ["user", "assistant"] * (len(shown) // 2) + ["user"] and len(shown) in (3, 5)
+    assert "It is: neutral." in shown[-1]["content"]
+    assert shown[1]["content"] == "Reason: why\nLabel: neutral"
+    before = len(model.asked)
+    apprentice.collect(source, out=tmp_path / "c.jsonl", url=model.url, model="big", split=None, max_requests=4, samples=2, shots=0)
+    assert len(model.asked) == before + 4
+    apprentice.collect(source, out=tmp_path / "d.jsonl", url=model.url, model="big", split=None, max_tokens=15, concurrency=1, shots=0)
+    assert len(model.asked) - before - 4 <= 4, "at most the rows in flight are more than the budget"
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text('Premise: {premise}\nJSON as {"label": 1}')
+    apprentice.collect(source, out=tmp_path / "f.jsonl", url=model.url, model="big", split=None, prompt=prompt, limit=1, shots=0)
+    assert model.asked[-1]["messages"][0]["content"] == 'Premise: p0\nJSON as {"label": 1}'
+    for wrong in ({"prompt": tmp_path / "absent"}, {"out": prompt}):
+        with pytest.raises(DataError, match="cannot be gone on with"):
+            apprentice.collect(source, **{"out": tmp_path / "g.jsonl", "url": model.url, "split": None, **wrong})
+    model.default = 401
+    with pytest.raises(DataError, match="401; check --url, --model and OPENAI_API_KEY"):
+        apprentice.collect(source, out=tmp_path / "e.jsonl", url=model.url, model="big", split=None)
+
+
+def test_collecting_survives_a_kill_and_keeps_the_line_busy(model, tmp_path):
+    model.delay, source, out = 0.05, pairs(tmp_path / "in.jsonl", 400), tmp_path / "out.jsonl"
+    command = [sys.executable, str(HERE.parent / "data.py"), "collect", f"--in={source}", f"--out={out}", f"--url={model.url}", "--model=big", "--shots=0"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"APPRENTICE_CACHE": str(tmp_path)})
+    while not out.exists() or len(out.read_bytes()) < 2000:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = [json.loads(line)["id"] for line in out.read_bytes().splitlines(True) if line.endswith(b"\n")]
+    asked, start = len(model.asked), time.perf_counter()
+    assert kept and asked - len(kept) <= 16, "what is lost was in flight"
+    rows = apprentice.collect(source, out=out, url=model.url, model="big", split="train", shots=0)
+    seconds, count = time.perf_counter() - start, len(model.asked) - asked
+    assert count == len(rows) - len(kept) and len({row["id"] for row in rows}) == len(rows)
+    rate = count / seconds / (8 / 0.05)
+    print(f"{rate:.1%} of concurrency / latency")
+    assert rate > 0.3, "0.9 and more on a machine that does nothing else"
