@@ -366,11 +366,11 @@ def cut_student(teacher, layers):
     return student
 
 
-def learning_parameters(model, pattern):
-    """{name: parameter} of those that a pattern names; "last2" stands for the last two blocks of each stack."""
+def learning_parameters(model, pattern, matrices=False):
+    """{name: parameter} of those that a pattern names, or of the blocks' matrices among them; "last2" stands for each stack's last two blocks."""
     blocks = [(stack, i, n) for stack, n in (("encoder", model.config.num_layers), ("decoder", model.config.num_decoder_layers)) for i in range(n)]
     pattern = re.sub(r"last(\d+)", lambda m: "(" + "|".join(rf"{stack}\.blocks\.{i}\." for stack, i, n in blocks if i >= n - int(m[1])) + ")", pattern)
-    chosen = {name: p for name, p in model.named_parameters() if re.search(pattern, name)}
+    chosen = {name: p for name, p in model.named_parameters() if re.search(pattern, name) and (not matrices or p.dim() == 2 and ".blocks." in name)}
     if not chosen:
         raise DataError(f"train_only={pattern!r} names no parameter; python model.py SIZE lists them")
     return chosen

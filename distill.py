@@ -100,10 +100,8 @@ class Config:
     def __post_init__(self):
         legal = {"kd_loss": KINDS, "dtype": ("auto", "float32", "bfloat16"), "teacher_mix": ("fixed", "confidence"),
                  "teacher_writes": ("none", "rest", "all"), "format": ("multitask", *(f for f in FORMATS if f != "explain"))}  # fmt: skip
-        for key, values in legal.items():
-            if getattr(self, key) not in values:
-                raise DataError(f"{key} is {getattr(self, key)!r}; it can be {', '.join(values)}")
         for text, holds, keys in (
+            *((", ".join(values), values.__contains__, key) for key, values in legal.items()),
             ("at least 1", lambda x: x >= 1, "batch_size grad_accumulation max_steps log_every eval_every save_every eval_rows max_source max_target "
              "teacher_beams top_k"),
             ("above 0", lambda x: x > 0, "temperature lr grad_clip lora_alpha"),
@@ -113,7 +111,7 @@ class Config:
         ):  # fmt: skip
             for key in keys.split():
                 if not holds(getattr(self, key)):
-                    raise DataError(f"{key} is {getattr(self, key)}; it must be {text}")
+                    raise DataError(f"{key} is {getattr(self, key)!r}; it can be {text}")
         for wrong, why in (
             (self.label_weight + self.rationale_weight + self.kd_weight == 0,
              "label_weight, rationale_weight and kd_weight are all 0: there is nothing to learn from"),
@@ -122,9 +120,9 @@ class Config:
             (self.on_policy and not self.kd_weight, f"on_policy={self.on_policy}: the teacher judges the student's words by kd_weight, which is 0"),
             (self.teacher_cache and (self.on_policy or self.teacher_mix == "confidence"),
              "teacher_cache holds the likeliest words at the data's own targets; on_policy and teacher_mix=confidence need the teacher live"),
-            (self.student_layers and self.student not in (*SIZES, "cut"), f"student_layers shapes a size or cut, not {self.student!r}"),
+            (self.student_layers and self.student not in (*SIZES, "cut") or self.student_width and self.student not in SIZES,
+             f"student_layers shapes a size or cut, student_width a size; student is {self.student!r}"),
             (self.student == "cut" and not self.student_layers, "student=cut: set student_layers to how many to cut from the teacher"),
-            (self.student_width and self.student not in SIZES, f"student_width shapes a size with random weights, not {self.student!r}"),
         ):  # fmt: skip
             if wrong:
                 raise DataError(why)
@@ -144,7 +142,7 @@ class Config:
 
     @property
     def bf16(self):
-        return self.dtype == "bfloat16" or (self.dtype == "auto" and self.torch_device.startswith("cuda"))
+        return self.dtype == "bfloat16" or (self.dtype == "auto" and "cuda" in self.torch_device)
 
 
 def read_config(path):
@@ -185,7 +183,6 @@ FLOOR = -1e9  # stands for a log-probability of -inf, and unlike it gives 0 time
 
 class TopK(NamedTuple):
     """Of a teacher's logits its k likeliest words, and one bucket with the mass of all others."""
-
     log_probs: torch.Tensor  # (..., k + 1), softened by the temperature of the loss; the bucket is the last
     ids: torch.Tensor  # (..., k)
 
@@ -209,7 +206,7 @@ def kl(p, q):
 
 
 def mix(share, p, q):
-    """log(share e^p + (1 - share) e^q): by logaddexp, so that what underflows as a probability stays exact."""
+    """log(share e^p + (1 - share) e^q), exact where a probability underflows"""
     return torch.logaddexp(p + math.log(share), q + math.log1p(-share))
 
 
@@ -245,16 +242,14 @@ def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", t
 
 
 class ChunkedHead(torch.autograd.Function):
-    """Losses over the logits F.linear(hidden, head), which are never held: with 32,128 words they outweigh all else in training. A chunk
-    of tokens at a time goes forward to its losses and at once back to its gradients. hidden (N, d), head (V, d);
-    losses(logits (C, V), slice of rows) -> P scalars, summed over the chunks -> (P,). weights: the P gradients that are awaited from
-    above (or any multiple of them); others are right too, and do the work a second time."""
+    """Losses over the logits F.linear(hidden, head), which are never held: with 32,128 words they outweigh all else in training. A chunk of
+    tokens goes forward to its losses and at once back to its gradients. hidden (N, d), head (V, d), losses(logits (C, V), slice of rows) -> P
+    scalars; summed over the chunks -> (P,). weights: the P gradients awaited from above, but for a factor; others do the work twice."""
 
     @staticmethod
     def forward(ctx, hidden, head, losses, weights):
-        device, chunk = hidden.device.type, 128 if hidden.device.type == "cpu" else 1024  # tokens: 16 or 128 MB of logits
+        device, learn_head, chunk = hidden.device.type, ctx.needs_input_grad[1], 1024 if hidden.is_cuda else 128  # tokens: 128 or 16 MB of logits
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        learn_head = ctx.needs_input_grad[1]
 
         def work(weights):
             h, w, sums = hidden.to(dtype), head.to(dtype), torch.zeros(len(weights), device=device, dtype=torch.promote_types(dtype, torch.float32))
@@ -287,8 +282,8 @@ class ChunkedHead(torch.autograd.Function):
 def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teacher_head, labels, kind="forward_kl", temperature=1.0,
                              label_smoothing=0.0, weights=(1.0, 1.0), **options):  # fmt: skip
     """Cross-entropy and divergence of the logits hidden @ head.T, never (N, V) of them at once. hidden (N, d), heads (V, d) (a tied T5's
-    scale is in its hidden), labels (N,), -100 = ignore -> (cross_entropy, divergence), means over the labels, with gradients for the
-    student's side. weights: what the two will be multiplied with; others are right too and cost a second pass."""
+    scale is in its hidden), labels (N,), -100 = ignore -> (cross_entropy, divergence), means over the labels, with gradients for the student's
+    side. weights: what the two will be multiplied with; others are right too and cost a second pass."""
     valid = labels != -100
     hidden, teacher, labels = student_hidden[valid], teacher_hidden[valid].detach(), labels[valid]
     count, words = max(len(labels), 1), min(len(student_head), len(teacher_head))
@@ -299,9 +294,6 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
         return ce / count, token_divergence(logits[:, :words], taught, kind, temperature, **options).sum() / count
 
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
-
-
-# --- who teaches --------------------------------------------------------------------------------------------------------
 
 
 class LiveTeacher:
@@ -318,13 +310,13 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """A teacher whose k likeliest words at each target token of the training rows are kept on disk: asked when a row comes by for the first
-    time, never again. The file has a line of 16-bit numbers a token: k + 1 log-probabilities (float16), then k ids; while these are 0 the
-    line is unwritten. rows: all (source ids, target ids, …); live() brings the LiveTeacher when it is needed."""
+    """A teacher whose k likeliest words at each target token are kept on disk: asked when a training row first comes by, never again. The file
+    has a line of 16-bit numbers a token: k + 1 log-probabilities (float16), then k ids, which are 0 while the line is unwritten.
+    rows: all (source ids, target ids, …); live() brings the LiveTeacher when it is needed."""
 
     def __init__(self, folder, about, rows, config, live):
         self.k, self.temperature, self.device, self.live = config.top_k, config.temperature, config.torch_device, functools.cache(live)
-        lengths = dict(sorted((self.key(row), len(row[1])) for row in rows))  # the order of the data does not matter
+        lengths = dict(sorted((digest(*row[:2]), len(row[1])) for row in rows))  # the order of the data does not matter
         self.place = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0), strict=False))
         about |= {"format": config.format, "data": digest("".join(lengths).encode()), "top_k": self.k, "temperature": self.temperature}
         found = json.loads((folder / "about.json").read_text()) if (folder / "about.json").is_file() else about
@@ -336,10 +328,6 @@ class CachedTeacher:
         self.table = np.memmap(file, np.uint16, "r+" if file.is_file() else "w+", shape=shape)
         replace_file(folder / "about.json", json.dumps(about, indent=1).encode())
 
-    @staticmethod
-    def key(row):
-        return digest(*(np.asarray(ids, np.int64).tobytes() for ids in row[:2]))
-
     def __call__(self, batch, valid):
         lengths = valid.sum(1).tolist()
         lines = np.concatenate([self.place[key] + np.arange(n) for key, n in zip(batch.ids, lengths, strict=True)])
@@ -350,15 +338,14 @@ class CachedTeacher:
                 kept = top_k(words(rows), self.k, self.temperature)
                 self.table[lines[rows], : self.k + 1] = kept.log_probs.clamp(min=-6e4).half().cpu().numpy().view(np.uint16)
                 self.table[lines[rows], self.k + 1 :] = kept.ids.cpu().numpy()  # last: what is cut off here stays unwritten
-        log_probs, ids = np.split(self.table[lines], [self.k + 1], axis=1)
-        log_probs = torch.from_numpy(log_probs.copy().view(np.float16)).to(self.device).float().log_softmax(-1)
-        ids = torch.from_numpy(ids.astype(np.int64)).to(self.device)
+        log_probs, ids = (torch.from_numpy(part.copy()).to(self.device) for part in np.split(self.table[lines], [self.k + 1], axis=1))
+        log_probs, ids = log_probs.view(torch.float16).float().log_softmax(-1), ids.long()
         return lambda rows: TopK(log_probs[rows], ids[rows])
 
 
 def digest(*pieces):
-    """The first 16 digits of the sha256 of some bytes."""
-    return hashlib.sha256(b"".join(pieces)).hexdigest()[:16]
+    """The first 16 digits of the sha256 of some bytes, or lists of ids."""
+    return hashlib.sha256(b"".join(p if isinstance(p, bytes) else np.asarray(p, np.int64).tobytes() for p in pieces)).hexdigest()[:16]
 
 
 class Trainer:
@@ -369,15 +356,12 @@ class Trainer:
         self.device, self.steps, self.student = c.torch_device, 0, student.to(c.torch_device).train()
         if c.kd_weight and not teachers:
             raise DataError(f"kd_weight is {c.kd_weight}, but there is no teacher to learn from")
-        # rows of the heads behind the vocabulary are padding: no word, and no part of any softmax
-        self.vocab_size = vocab_size or min(m.config.vocab_size for m in (student, *teachers))
+        self.vocab_size = vocab_size or min(m.config.vocab_size for m in (student, *teachers))  # rows of the heads behind it are padding, no words
         self.teachers = [LiveTeacher(t, c, self.vocab_size) if isinstance(t, T5) else t for t in teachers]
         self.names, weights = zip(*(c.teachers() or [(str(i), 1.0) for i in range(len(teachers))] or [("", 1.0)]), strict=True)
         self.teacher_weights = torch.tensor(weights, device=self.device)
         self.autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=c.bf16)
-        chosen = learning_parameters(student, c.train_only)
-        if c.lora_rank:
-            chosen = {name: p for name, p in chosen.items() if p.dim() == 2 and ".blocks." in name}
+        chosen = learning_parameters(student, c.train_only, matrices=c.lora_rank > 0)
         for name, p in student.named_parameters():
             p.requires_grad_(name in chosen)
         self.lora = LoRA(list(chosen.values()), c.lora_rank, c.lora_alpha) if c.lora_rank else None
@@ -385,11 +369,6 @@ class Trainer:
         self.lora_state = [*self.lora.base, *self.learning] if self.lora else []
         groups = [{"params": [p for p in self.learning if (p.dim() > 1) == matrix], "weight_decay": c.weight_decay * matrix} for matrix in (True, False)]
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99), fused=True)
-
-    def learning_rate(self):
-        """Linear warm-up to lr, then linear decay to 0 at max_steps."""
-        c = self.config
-        return c.lr * min((self.steps + 1) / max(c.warmup_steps, 1), max(c.max_steps - self.steps, 1) / max(c.max_steps - c.warmup_steps, 1), 1.0)
 
     def step(self, micro_batches):
         """One update from the micro-batches of a window -> {"loss", its parts, "grad_norm", "lr", "tokens"}.
@@ -405,7 +384,7 @@ class Trainer:
         totals = [sum((n * (x == part)).sum() for n, x in zip(counts, is_label, strict=True)) for part in (False, True)]  # of reasons, of labels
         shares = [n / torch.where(x, totals[1], totals[0]) for n, x in zip(counts, is_label, strict=True)]  # of a token in its part's mean
         parts = max(sum(int(total > 0) for total in totals), 1)
-        lr = self.learning_rate()
+        lr = c.lr * min((self.steps + 1) / max(c.warmup_steps, 1), max(c.max_steps - self.steps, 1) / max(c.max_steps - c.warmup_steps, 1), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         told = [self.backward(*each, parts, own) for each in zip(batches, valid, is_label, shares, strict=True)]
@@ -465,8 +444,7 @@ class Trainer:
         """The batch with targets that the student draws itself (Agarwal et al. 2024, GKD, arXiv 2306.13649), every token of one part."""
         with self.autocast:
             written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=self.config.max_target - 1, do_sample=True)
-        drawn = collate([([0], [*ids, EOS], [True]) for ids in written]).to(self.device)
-        return Batch(batch.source, batch.source_mask, drawn.labels)
+        return Batch(batch.source, batch.source_mask, collate([([0], [*ids, EOS], [True]) for ids in written]).labels.to(self.device))
 
     def state_dict(self):
         """All that going on needs, in plain tensors and numbers."""
@@ -531,13 +509,11 @@ def lessons(config, teachers):
         secret = {e.premise for split in ("validation", "test") for e in read_examples(config.data, split)}
     for path, weight in files:
         rows = [e for e in read_examples(path) if e.label]
-        groups = {False: [], True: []}  # does the label differ from gold?
-        for e in rows:
-            if e.premise not in secret:
-                groups[gold.get((e.premise, e.hypothesis), e.label) != e.label].append(e)
-        print(f"{path}: {len(rows):,} answers, {len(rows) - sum(map(len, groups.values())):,} of them to held-out premises (left out), "
-              f"{len(groups[True]):,} with another label than gold (each counts {config.other_labels:g})")  # fmt: skip
-        found += [(chosen, share) for chosen, share in ((groups[False], weight), (groups[True], weight * config.other_labels)) if chosen and share]
+        free = [e for e in rows if e.premise not in secret]
+        same, other = ([e for e in free if (gold.get((e.premise, e.hypothesis), e.label) == e.label) == agrees] for agrees in (True, False))
+        print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them to held-out premises (left out), "
+              f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")  # fmt: skip
+        found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]
     return found
 
 
@@ -546,13 +522,12 @@ def prepare(config):
     tasks, teachers = TASKS.get(config.format, (config.format,)), [folder_of(name, config) for name, _ in config.teachers()]
     start = None if config.student in (*SIZES, "cut") else folder_of(config.student, config)
     config.folder.mkdir(parents=True, exist_ok=True)
-    inherits = config.student == "cut" or not config.vocabulary
-    tokenizer = vocabulary_for(config, tasks, start or (teachers[0] if teachers and inherits else None))
+    tokenizer = vocabulary_for(config, tasks, start or (teachers[0] if teachers and (config.student == "cut" or not config.vocabulary) else None))
     torch.manual_seed(config.seed)
-    if config.student == "cut":
-        student = cut_student(T5.from_pretrained(teachers[0]), config.student_layers)
+    if config.student in SIZES:
+        student = sized(config.student, tokenizer.vocab_size, config.student_layers, config.student_width)
     else:
-        student = T5.from_pretrained(start) if start else sized(config.student, tokenizer.vocab_size, config.student_layers, config.student_width)
+        student = T5.from_pretrained(start) if start else cut_student(T5.from_pretrained(teachers[0]), config.student_layers)
     limits = dict(max_source=config.max_source, max_target=config.max_target, explanations=config.explanations or 99)
     groups = [(encoded_rows(source, "train", tokenizer, tasks, limit=0 if isinstance(source, list) else config.labelled_rows, **limits), weight)
               for source, weight in lessons(config, teachers)]  # fmt: skip
@@ -562,37 +537,36 @@ def prepare(config):
     for (name, _), folder in zip(config.teachers(), teachers, strict=True) if config.kd_weight else ():
         if (folder / "spiece.model").read_bytes() != vocabulary:
             raise DataError(f"teacher {name} has another vocabulary than the student: set kd_weight=0 and teacher_writes=all (or rest)")
-        live = functools.partial(lambda folder: LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size), folder)
+        ask = functools.partial(lambda folder: LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size), folder)
         if config.teacher_cache:
-            files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin"))
-            about = {"teacher": digest(*(f.read_bytes() for f in files)), "vocabulary": digest(vocabulary)}
-            live = functools.partial(CachedTeacher, Path(config.teacher_cache) / folder.name, about, itertools.chain(*rows.values()), config, live)
-        asked.append(live())
+            files = [f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
+            about = {"teacher": digest(*files), "vocabulary": digest(vocabulary)}
+            ask = functools.partial(CachedTeacher, Path(config.teacher_cache) / folder.name, about, itertools.chain(*rows.values()), config, ask)
+        asked.append(ask())
     trainer = Trainer(student, asked, config, tokenizer.vocab_size)
-    learn, have = sum(p.numel() for p in trainer.learning), sum(p.numel() for p in student.parameters())
+    learn, have = (sum(p.numel() for p in some) for some in (trainer.learning, student.parameters()))
     print(f"{learn:,} parameters learn, {learn / have:.1%} of the {have:,} there are, from {len(weights):,} rows")
     held_out = [e for e in read_examples(config.data, "validation") if e.label][: config.eval_rows]
     if not held_out:
         raise DataError(f"{config.data} has no labelled validation rows, which choose the weights to keep")
 
     def batches_of(chosen):
-        ids = [tuple(CachedTeacher.key(rows[task][i]) for i in chosen) if config.teacher_cache else () for task in tasks]
-        return [replace(collate([rows[task][i] for i in chosen], keys), weights=weights[chosen]) for task, keys in zip(tasks, ids, strict=True)]
+        found = [[rows[task][i] for i in chosen] for task in tasks]
+        return [replace(collate(part, [digest(*row[:2]) for row in part] if config.teacher_cache else ()), weights=weights[chosen]) for part in found]
 
     return trainer, tokenizer, np.concatenate([part.lengths for part in rows[tasks[-1]].datasets]), batches_of, held_out
 
 
 def train(config, origin):
     """Train one run to its end, or go on with it; returns its folder. Does nothing where the run is finished."""
-    folder = config.folder
-    settings = json.loads(json.dumps(asdict(config)))
+    folder, settings = config.folder, asdict(config)
     if (folder / "run.json").is_file():
         run = read_run(folder)
         was = {**asdict(Config()), **run["settings"]}  # a setting younger than the run stood at its default
         differ = [k for k in settings if settings[k] != was[k]]
         if differ:
-            raise DataError(f"{folder} holds another run: its {differ[0]} is {was[differ[0]]!r}, not {settings[differ[0]]!r}; "
-                            "choose another --name, or delete the folder")  # fmt: skip
+            was = f"{folder} holds another run: its {differ[0]} is {was[differ[0]]!r}, not {settings[differ[0]]!r}"
+            raise DataError(f"{was}; choose another --name, or delete the folder")
         if run.get("finished"):
             print(f"{folder} is finished")
             return folder
@@ -610,8 +584,8 @@ def train(config, origin):
         sampler.load_state_dict(state["sampler"])
         best = state["best"]
         print(f"going on from step {trainer.steps}")
-    kept = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= trainer.steps] if log.is_file() else []
-    replace_file(log, "".join(line + "\n" for line in kept).encode())
+    kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= trainer.steps] if log.is_file() else []
+    replace_file(log, "".join(kept).encode())
     batches, started, tokens, first = iter(sampler), time.time(), 0, trainer.steps
     bar = tqdm(total=config.max_steps, initial=first, desc=config.name, unit="step")
 
@@ -659,9 +633,8 @@ def main(argv=None):
         return
     (runs, origin), configs, folders = read_settings(argv), [], []
     for config in (Config(**values) for values in runs):  # all of them first: a mistake shows before hours of training
-        for name, other in config.baselines.items():
-            configs.append(replace(config, **{k: cast(k, v, asdict(Config())) for k, v in other.items()}, name=f"{config.name}-{name}", baselines={}))
-        configs.append(config)
+        beside = {f"{config.name}-{name}": {k: cast(k, v, asdict(Config())) for k, v in other.items()} for name, other in config.baselines.items()}
+        configs += [*(replace(config, **other, name=name, baselines={}) for name, other in beside.items()), config]
     for config in configs:
         if config.kd_weight and not config.teachers():
             raise DataError(f"kd_weight={config.kd_weight} of {config.name} needs a T5 as its teacher; teacher is {config.teacher!r}")
