@@ -185,6 +185,37 @@ def test_the_peer_is_told_round_by_round():
     assert np.isclose(row["tokens_per_second"], 16)
 
 
+def test_a_gpu_stands_beside_the_processor(monkeypatch, tmp_path):
+    """With a GPU that is only played: both devices, no 8 bits on the second, and memory as PyTorch's allocator tells it, in this order."""
+    order = []
+
+    def tell(name, value):
+        return lambda *_: (order.append(name), value)[1]
+
+    for name, value in (("reset_peak_memory_stats", None), ("memory_allocated", 100), ("max_memory_allocated", 300)):
+        monkeypatch.setattr(torch.cuda, name, tell(name, value))
+    assert bench.high_water("cuda", tell("call", "answer")) == (100, "answer", 300)
+    assert order == ["reset_peak_memory_stats", "memory_allocated", "call", "max_memory_allocated"]
+
+    def fake(function, folder, dtype, device, points, seconds, peer):
+        order.append((device, dtype))
+        took = 0.1 if device == "cpu" else 0.001
+        return {"load_seconds": 1.0, "memory_bytes": 7, "points": [{"seconds": [took] * 3, "peak_bytes": 8, "extra_bytes": 1}] * len(points)}
+
+    order.clear()
+    monkeypatch.setattr(bench, "in_fresh_process", fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    bench.main(["nano", f"--out={tmp_path}"])
+    assert order == [("cpu", "float32"), ("cpu", "bfloat16"), ("cpu", "int8"), ("cuda", "float32"), ("cuda", "bfloat16")]
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert result["device"] == "cpu, cuda" and result["machine"]["gpu"] == "a GPU"
+    latency = result["models"][0]["latency_ms"]
+    assert latency["bfloat16"]["median"] == pytest.approx(100) and latency["bfloat16 on cuda"]["median"] == pytest.approx(1)
+    with pytest.raises(DataError, match="bfloat16 on cuda"):
+        bench.main(["nano", "--device=cuda", "--dtype=int8"])
+
+
 @pytest.mark.parametrize("argv, says", [
     (["--speed=3"], "unknown .* speed"), (["no-such-run"], "no folder"), (["nano", "--device=tpu"], "tpu"), (["nano", "--dtype=int4"], "int4"),
     (["nano", "--seconds=-1"], "-1"), (["nano", "--against=keras"], "keras"), (["nano", "--growth=1"], "no value")])
