@@ -1,22 +1,23 @@
-"""Is the answer right, does the reason read like a human's, and is it the reason? All metrics of one run, or of several side by side.
+"""Is the answer right, does the reason read like a human's, and is it the reason? One run, or several side by side.
 
     python evaluate.py RUN [RUN ...]                     answer the test rows of the run's own data and score the answers
     python evaluate.py RUN --data=FILE --split=all       other rows: a file or a name that data.py knows; a split of it, or all
     python evaluate.py answers.jsonl --data=FILE         score a predictions file (a line a row: id, label, rationale) of any origin
-        --limit=N        a seeded sample of N rows               --seed=0         of the sample, the bootstrap and the examples shown
-        --num_beams=1    beams of the decoder                    --batch_size=64  rows answered at once         --device=cpu or cuda
+        --limit=N        a seeded sample of N rows       --probes=100  rows on which the model is asked again, for its faithfulness
+        --seed=0         of all that is drawn            --num_beams=1 --batch_size=64 --device=cpu   of the decoder
 
 A run folder gets eval.json (every figure), predictions.jsonl (a line a row, the reference beside the answer), confusion.png and
-report.html, one page that works offline. A predictions file NAME.jsonl gets NAME.eval.json and NAME.report.html beside it.
-Answering takes nearly all of the time; to score the 9,842 rows of the e-SNLI development split takes 6 seconds, the baselines 8 more.
+report.html, one page that works offline; a predictions file NAME.jsonl gets NAME.eval.json and NAME.report.html beside it. Answers
+are kept in RUN/answers.jsonl and used again, after an interruption too, for as long as the weights are the same.
 
-Rows whose answer names no label count as wrong and are listed. N-gram scores prove little by themselves: copying the hypothesis comes
-near a human's. So the baselines stand beside every figure. Shares and ROUGE are fractions in eval.json and percent in print; BLEU is
-0 to 100 in both. Read next: apprentice.py (how a run answers), data.py (what a row is).
+Rows whose answer names no label count as wrong and are listed. N-gram scores prove little by themselves, so baselines stand beside
+them. Shares and ROUGE are fractions in eval.json and percent in print. Read next: apprentice.py (how a run answers), data.py (rows).
 """
 
 import base64
+import contextlib
 import functools
+import hashlib
 import html
 import io
 import json
@@ -25,16 +26,19 @@ import random
 import re
 import string
 import sys
+import zlib
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from apprentice import Apprentice, options, run_main
-from data import LABELS, DataError, read_examples
+from apprentice import EOS, Answer, Apprentice, options, run_main
+from data import LABELS, DataError, collate, read_examples, rows_of
 
 # --- n-gram scores: ROUGE and BLEU ------------------------------------------------------------------------------------
 # ROUGE equals Google's rouge-score 0.1.2 (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"); its stemmer is Porter's
@@ -53,22 +57,12 @@ STEPS = (  # Porter's steps 2, 3, 4: the measure that the stem must exceed; "suf
 
 
 def _shape(word):
-    """'c' for each consonant, 'v' for each vowel; y is a vowel after a consonant: "syzygy" is "cvcvcv", "toy" is "cvc"."""
+    """'c' for each consonant, 'v' for each vowel; y is a vowel after a consonant: "syzygy" is "cvcvcv", "toy" is "cvc". Porter's measure of
+    a word is its count of "vc", about its syllables but the last; short words end in cvc, not on w, x, y ("hop"), or are a mere vc ("at")."""
     shape = ""
     for letter in word:
         shape += "v" if letter in "aeiou" or (letter == "y" and shape.endswith("c")) else "c"
-    return shape
-
-
-def _measure(word):
-    """Porter's m: how often a vowel is followed by a consonant, about the number of syllables before the last."""
-    return _shape(word).count("vc")
-
-
-def _ends_short(word):
-    """Porter's *o: consonant, vowel, consonant other than w, x, y ("hop"); NLTK adds two-letter words such as "at"."""
-    shape = _shape(word)
-    return shape == "vc" or (shape.endswith("cvc") and word[-1] not in "wxy")
+    return shape, shape.count("vc"), shape == "vc" or (shape.endswith("cvc") and word[-1] not in "wxy")
 
 
 def _rewrite(word, above, rules):
@@ -76,7 +70,7 @@ def _rewrite(word, above, rules):
     for suffix, replacement in (rule.split(":") for rule in rules.split()):
         if word.endswith(suffix.replace("+", "")):
             stem = word.removesuffix(suffix.split("+")[-1])
-            return stem + replacement if _measure(stem) > above else word
+            return stem + replacement if _shape(stem)[1] > above else word
     return word
 
 
@@ -90,19 +84,21 @@ def porter_stem(word):
     past = re.fullmatch("(.+)(?:ed|ing)", word)  # step 1b: agreed -> agre, hopping -> hop, falling -> fall, rating -> rate
     if word.endswith("eed"):
         word = _rewrite(word, 0, "eed:ee")
-    elif past and "v" in _shape(past[1]):
+    elif past and "v" in _shape(past[1])[0]:
         word = past[1]
-        if word.endswith(("at", "bl", "iz")) or (_measure(word) == 1 and _ends_short(word)):
+        shape, measure, short = _shape(word)
+        if word.endswith(("at", "bl", "iz")) or (measure == 1 and short):
             word += "e"
-        elif word[-1] == word[-2:-1] and _shape(word)[-1] == "c" and word[-1] not in "lsz":
+        elif word[-1] == word[-2:-1] and shape.endswith("c") and word[-1] not in "lsz":
             word = word[:-1]
-    if word.endswith("y") and len(word) > 2 and _shape(word)[-2] == "c":  # step 1c: happy -> happi, but enjoy stays
+    if word.endswith("y") and len(word) > 2 and _shape(word)[0][-2] == "c":  # step 1c: happy -> happi, but enjoy stays
         word = word[:-1] + "i"
     for above, rules in STEPS:
         word = _rewrite(word, above, rules)
-    if word.endswith("e") and _measure(word[:-1]) > _ends_short(word[:-1]):  # step 5: probate -> probat, controlled -> control, but rate stays
+    _, measure, short = _shape(word[:-1])
+    if word.endswith("e") and measure > short:  # step 5: probate -> probat, controlled -> control, but rate stays
         word = word[:-1]
-    return word[:-1] if word.endswith("ll") and _measure(word[:-1]) > 1 else word
+    return word[:-1] if word.endswith("ll") and _shape(word[:-1])[1] > 1 else word
 
 
 def rouge_tokens(text, stem=True):
@@ -128,17 +124,10 @@ def _scores(hits, predicted, wanted):
     return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
 
 
-def _shared(counts, other):
-    """The size of the intersection of two multisets: each item counts as often as it stands in both."""
-    return sum(min(count, other[item]) for item, count in counts.items() if item in other)
-
-
 def _lcs(reference, prediction):
-    """Indices into `reference` of a longest common subsequence, the one that rouge-score walks back to.
-
-    Bit-parallel dynamic programming (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): bit i of row j is 0 where the LCS
-    with the first j tokens of `prediction` grows at token i of `reference`. On the way back, where both ways are equally long, a token
-    of the reference is dropped first; that choice shows in the union over sentences."""
+    """Indices into `reference` of a longest common subsequence: of two equally long ways back, the one that drops a token of the reference
+    first, as rouge-score does. Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): bit i of row j is 0 where the
+    LCS with the first j tokens of `prediction` grows at token i of `reference`."""
     places, full = {}, (1 << len(reference)) - 1
     for i, token in enumerate(reference):
         places[token] = places.get(token, 0) | 1 << i
@@ -158,29 +147,19 @@ def _lcs(reference, prediction):
     return found
 
 
-def _union_lcs(reference_lines, prediction_lines):
-    """Summary-level LCS: of each reference line the tokens in its LCS with any predicted line, none more often than it was predicted."""
-    left, hits = Counter(token for line in prediction_lines for token in line), 0
-    for line in reference_lines:
-        for i in set().union(*(_lcs(line, other) for other in prediction_lines)):
-            hits += left[line[i]] > 0
-            left[line[i]] -= 1
-    return hits
-
-
 def rouge(prediction, references, stem=True):
     """ROUGE of one text: {"rouge1": (P, R, F), "rouge2": ..., "rougeL": ..., "rougeLsum": ...}, fractions.
 
-    references: a list of strings, or one string. Each metric takes P and R from the reference with its own best F (the first of
-    equals), as rouge-score's score_multi does. rougeLsum reads lines as sentences. ValueError if there is no reference."""
+    references: strings, or one string; ValueError if there is none. Each metric takes P and R from the reference with its own best F (the
+    first of equals). rougeLsum reads lines as sentences: a reference's line gives the tokens in its LCS with any line of the prediction."""
     if not references:
         raise ValueError("rouge needs at least one reference")
     tokens, grams, lines = _rouge_parts(prediction, stem)
     best = {}
     for reference in [references] if isinstance(references, str) else references:
         wanted, wanted_grams, wanted_lines = _rouge_parts(reference, stem)
-        hits = [*map(_shared, grams, wanted_grams), len(_lcs(wanted, tokens))]
-        hits.append(hits[-1] if len(lines) == len(wanted_lines) == 1 else _union_lcs(wanted_lines, lines))
+        union = Counter((line[i],) for line in wanted_lines for i in set().union(*(_lcs(line, other) for other in lines)))
+        hits = [*((a & b).total() for a, b in zip(grams, wanted_grams, strict=True)), len(_lcs(wanted, tokens)), (union & grams[0]).total()]
         for kind, hit in zip(ROUGE_KINDS, hits, strict=True):
             scores = _scores(hit, len(tokens) - (kind == "rouge2"), len(wanted) - (kind == "rouge2"))
             if kind not in best or scores[2] > best[kind][2]:
@@ -204,10 +183,9 @@ def _bleu_tokens(text):
 
 
 def bleu(predictions, references):
-    """Corpus BLEU from 0 to 100. predictions: strings; references: a list of strings (or one string) for each of them.
-
-    Equal to sacrebleu's defaults (Papineni et al. 2002; Post 2018, "A Call for Clarity in Reporting BLEU Scores"): n-grams to 4, the
-    closest reference length, exponential smoothing. ValueError if the two differ in length, are empty, or a reference is missing."""
+    """Corpus BLEU from 0 to 100. predictions: strings; references: a list of strings (or one string) for each; ValueError if one is missing.
+    As sacrebleu's defaults have it (Papineni et al. 2002; Post 2018, "A Call for Clarity in Reporting BLEU Scores"): n-grams to 4, the
+    closest reference length, the k-th order without a match counts as 1 / 2^k matches."""
     references = [[texts] if isinstance(texts, str) else texts for texts in references]
     if not predictions or len(predictions) != len(references) or not all(references):
         raise ValueError(f"bleu needs a non-empty list of references for each prediction: {len(predictions)} predictions, "
@@ -219,26 +197,21 @@ def bleu(predictions, references):
         wanted_length += min((len(side) for side in sides), key=lambda size: (abs(size - len(tokens)), size))
         for n in range(min(4, len(tokens))):
             wanted = functools.reduce(Counter.__or__, (_ngrams(side, n + 1) for side in sides))  # the largest count of any reference
-            hits[n] += _shared(_ngrams(tokens, n + 1), wanted)
+            hits[n] += (_ngrams(tokens, n + 1) & wanted).total()
             totals[n] += len(tokens) - n
     if not all(totals) or not any(hits):
         return 0.0
-    log_precision, smoothing = 0.0, 1
-    for hit, total in zip(hits, totals, strict=True):
-        if not hit:
-            smoothing *= 2  # the k-th order without a match counts as 1 / 2^k matches
-        log_precision += math.log((hit or 1 / smoothing) / total) / 4
+    hits = [hit or 0.5 ** (hits[: n + 1].count(0)) for n, hit in enumerate(hits)]
+    log_precision = sum(math.log(hit / total) for hit, total in zip(hits, totals, strict=True)) / 4
     return 100 * math.exp(log_precision + min(0.0, 1 - wanted_length / length))
 
 # --- labels and reasons -----------------------------------------------------------------------------------------------
 
 
 def bootstrap_interval(values, clusters, draws=2000, seed=0, statistic=lambda means: means[:, 0]):
-    """The 95% percentile interval (low, high) of the mean of `values` (N numbers), resampling whole clusters (N names).
-
-    The rows of one premise succeed and fail together (9,824 test rows share 3,323 premises): drawing rows one by one would
-    make the interval too narrow. Efron & Tibshirani 1993, chapter 8; Field & Welsh 2007 for clusters. Of values (N, K) it is
-    the interval of a statistic of the K means, (draws, K) -> (draws,); draws in which it is not defined (NaN) are left out."""
+    """The 95% percentile interval (low, high) of the mean of `values` (N numbers), resampling whole clusters (N names): the rows of a premise
+    succeed and fail together (9,824 test rows share 3,323), so drawing rows would make it too narrow (Efron & Tibshirani 1993, chapter 8;
+    Field & Welsh 2007). Of values (N, K): the interval of a statistic of the K means, (draws, K) -> (draws,), NaN where it is not defined."""
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     values = np.asarray(values, dtype=float).reshape(len(cluster), -1)
     sizes, sums = np.bincount(cluster), np.stack([np.bincount(cluster, weights=column) for column in values.T], axis=1)
@@ -250,14 +223,11 @@ def bootstrap_interval(values, clusters, draws=2000, seed=0, statistic=lambda me
 
 
 def label_metrics(gold, predicted):
-    """Accuracy, valid-answer rate, precision, recall and F1 of each label, macro F1, confusion[gold][predicted or "none"].
-
-    gold: strings of LABELS; predicted: the same or anything else, which counts as "none" and so as wrong.
-    macro_f1 is the mean over the labels that occur in `gold`. A ratio 0/0 is 0, as scikit-learn has it."""
-    confusion = {label: dict.fromkeys((*LABELS, "none"), 0) for label in LABELS}
+    """Accuracy, share of valid answers, precision, recall and F1 of each label, macro F1 (the mean over the labels that occur in `gold`),
+    confusion[gold][predicted or "none"]. A prediction that is none of LABELS is wrong. A ratio 0/0 is 0, as scikit-learn has it."""
+    confusion, labels = {label: dict.fromkeys((*LABELS, "none"), 0) for label in LABELS}, {}
     for want, got in zip(gold, predicted, strict=True):
         confusion[want][got if got in LABELS else "none"] += 1
-    labels = {}
     for label, row in confusion.items():
         scores = _scores(row[label], sum(other[label] for other in confusion.values()), sum(row.values()))
         labels[label] = {**dict(zip(("precision", "recall", "f1"), scores, strict=True)), "rows": sum(row.values())}
@@ -269,17 +239,14 @@ def label_metrics(gold, predicted):
 
 def reason_metrics(reasons, references, clusters, seed=0):
     """Plain means of ROUGE (with stemming) over the rows, the interval of ROUGE-L's F, and BLEU. A row without reference is left out.
-
-    reasons: N strings; references: N lists of strings; clusters: N premises. None if there is nothing to score: no reference at
-    all, or not one reason (a run that gives labels only)."""
+    reasons: N strings; references: N lists of strings; clusters: N premises. None without a reference, or without a reason (labels only)."""
     rows = [row for row in zip(reasons, references, clusters, strict=True) if row[1]]
     if not any(reason.strip() for reason, _, _ in rows):
         return None
     reasons, references, clusters = zip(*rows, strict=True)
-    pairs = tqdm(rows, desc="ROUGE", unit="text", leave=False, disable=len(rows) < 2000)
-    scores = [rouge(reason, texts) for reason, texts, _ in pairs]
+    scores = [rouge(reason, texts) for reason, texts, _ in tqdm(rows, desc="ROUGE", unit="text", leave=False, disable=len(rows) < 2000)]
     sizes = sorted({len(texts) for texts in references})
-    metrics = {"rows": len(rows), "references": str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}", "stemming": True}
+    metrics = {"rows": len(rows), "references": " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))), "stemming": True}
     for kind in ROUGE_KINDS:
         metrics[kind] = dict(zip(("precision", "recall", "f"), np.mean([row[kind] for row in scores], axis=0).tolist(), strict=True))
     metrics["rougeL"]["interval"] = bootstrap_interval([row["rougeL"][2] for row in scores], clusters, seed=seed)
@@ -287,26 +254,23 @@ def reason_metrics(reasons, references, clusters, seed=0):
 
 
 def join(examples, predictions):
-    """The lines of predictions.jsonl: each prediction (a dict with id, label and rationale), and what its example holds beside it.
-    DataError unless every example has exactly one prediction, found by its id."""
+    """The lines of predictions.jsonl: each prediction (a dict with id, label of LABELS or None, rationale), and what its example holds
+    beside it. DataError unless every example has exactly one prediction, found by its id."""
     answers, rows = {p["id"]: p for p in predictions}, {e.id for e in examples}
     for what, wrong in (("rows of the data share their id with another row", len(examples) - len(rows)),
                         ("predictions share their id with another one", len(predictions) - len(answers)),
                         ("predictions are for no row of the data", [i for i in answers if i not in rows]),
                         ("rows of the data have no prediction", [e.id for e in examples if e.id not in answers])):  # fmt: skip
         if wrong:
-            first = "" if isinstance(wrong, int) else f", the first has the id {wrong[0]!r}"
-            raise DataError(f"{wrong if isinstance(wrong, int) else len(wrong)} {what}{first}; was another split or sample answered?")
+            count, first = (wrong, "") if isinstance(wrong, int) else (len(wrong), f", the first has the id {wrong[0]!r}")
+            raise DataError(f"{count} {what}{first}; was another split or sample answered?")
     return [{**answers[e.id], "gold_label": e.label, "references": e.explanations, "premise": e.premise, "hypothesis": e.hypothesis,
              "kind": e.kind} for e in examples]  # fmt: skip
 
 
 def evaluate(examples, predictions, seed=0):
-    """All metrics of `predictions`, dicts with id, label (of LABELS, or None) and rationale, on `examples` (data.Example).
-
-    Every example with a gold label is scored; an answer that could not be parsed (label None) is wrong and stands in
-    "unparseable". Examples without a gold label are counted in "unlabelled". Returns a dict that json can write.
-    DataError if the two do not match (`join`) or nothing can be scored."""
+    """All metrics of `predictions` (as `join` takes them) on the `examples` (data.Example) that have a gold label, as a dict that json can
+    write. An answer without a label is wrong and stands in "unparseable". DataError if nothing can be scored."""
     lines = [line for line in join(examples, predictions) if line["gold_label"]]
     if not lines:
         raise DataError("no row of the data has a gold label, so nothing can be scored")
@@ -321,63 +285,280 @@ def evaluate(examples, predictions, seed=0):
             "reasons": reason_metrics(reasons, references, premises, seed)}  # fmt: skip
 
 
-def template_reason(example):
-    """A reason made of the gold label and the two sentences: no thought, and yet as good as a human's in n-grams."""
-    premise, hypothesis = (text[:1].lower() + text[1:].strip().rstrip(".") for text in (example.premise, example.hypothesis))
-    return {"entailment": f"{hypothesis} because {premise}.",
-            "neutral": f"Just because {premise} does not mean that {hypothesis}.",
-            "contradiction": f"It cannot be that {hypothesis} if {premise}."}[example.label]  # fmt: skip
-
-
 def reference_baselines(examples, seed=0):
     """What a reader needs beside a model's figures on the same rows: {name: metrics}, each with parts of what evaluate() returns.
-
     "human" scores the first explanation against the others, one reference fewer than the rest, which lowers it."""
     scored = [e for e in examples if e.label]
     gold, premises, references = [e.label for e in scored], [e.premise for e in scored], [e.explanations for e in scored]
+    frames = {"entailment": "{h} because {p}.", "neutral": "Just because {p} does not mean that {h}.", "contradiction": "It cannot be that {h} if {p}."}
+    filled = [frames[e.label].format(p=e.premise.lower().rstrip(" ."), h=e.hypothesis.lower().rstrip(" .")) for e in scored]
     majority = Counter(gold).most_common(1)[0][0]
-    reasons = {"copy the hypothesis": ([e.hypothesis for e in scored], references),
-               "template of the gold label": ([template_reason(e) for e in scored], references),
+    reasons = {"copy the hypothesis": ([e.hypothesis for e in scored], references), "template of the gold label": (filled, references),
                "human, against the others": ([(*texts, "")[0] for texts in references], [texts[1:] for texts in references])}  # fmt: skip
     return {f"majority class ({majority})": label_metrics(gold, [majority] * len(gold)),
             **{name: {"reasons": reason_metrics(*texts, premises, seed)} for name, texts in reasons.items()}}  # fmt: skip
 
 
-# --- tables, pictures and the page ------------------------------------------------------------------------------------
-# A table is {row: {column: value}}: a float is a share and shown in percent, a pair of floats an interval, None a dash, text stays as it is.
+@torch.inference_mode()
+def bert_score(predictions, references, model, tokenizer, layer=None, idf=False):
+    """BERTScore (Zhang et al. 2020, arXiv 1904.09675, section 3) of N texts, each against a list of references: tensors P, R, F (N,).
 
-NOTE = ("Intervals are bootstrapped over premises. N-gram scores prove little: compare the copy and the template. "
-        "The human line has one reference fewer than the others, which lowers it.")  # fmt: skip
+    A token, as the first `layer` blocks of a T5's encoder (None: all) and its final norm embed it, is matched with the token of the other
+    text most like it (cosine): P is the mean over the prediction, R over the reference; of several references the best counts, for P, R,
+    F by itself. idf: a token that m of M references hold weighs log((M + 1) / (m + 1)). As the package bert_score has it, but here </s> is
+    read and never matched, padding is no word of likeness 0, and only a text without tokens scores 0 (there one of a single token too)."""
+    references = [[texts] if isinstance(texts, str) else texts for texts in references]
+    ids = functools.cache(lambda text: tokenizer.encode(text.strip())[:-1])
+    seen, M = Counter(i for texts in references for text in texts for i in set(ids(text))), sum(map(len, references))
+
+    def embed(texts):
+        """n texts -> their tokens' states of length 1 (n, S, d), weights (n, S), and which are tokens (n, S)"""
+        batch = collate([([*ids(text), EOS], [EOS], [True]) for text in texts]).to(model.shared.weight.device)
+        x, S = model.shared(batch.source), batch.source.shape[1]
+        bias = model.encoder.position_bias(S, S).masked_fill(~batch.source_mask[:, None, None], -math.inf)
+        for block in model.encoder.blocks[:layer]:
+            x = block(x, bias)
+        tokens = F.pad(batch.source_mask[:, 1:], (0, 1))  # all but the last, </s>
+        weights = [[math.log((M + 1) / (seen[i] + 1)) if idf else 1.0 for i in row] for row in batch.source.tolist()]
+        return F.normalize(model.encoder.norm(x).float(), dim=-1), torch.tensor(weights, device=x.device) * tokens, tokens
+
+    scores = torch.full((len(predictions), 3), -math.inf)
+    pairs = [(i, text, other) for i, (text, texts) in enumerate(zip(predictions, references, strict=True)) for other in texts]
+    pairs.sort(key=lambda pair: len(pair[1]) + len(pair[2]))
+    for start in tqdm(range(0, len(pairs), 64), desc="BERTScore", unit="batch", leave=False, disable=len(pairs) < 2000):
+        rows, texts, others = zip(*pairs[start : start + 64], strict=True)
+        (a, a_weights, a_tokens), (b, b_weights, b_tokens) = embed(texts), embed(others)
+        alike = (a @ b.mT).masked_fill(~(a_tokens[:, :, None] & b_tokens[:, None]), -math.inf)  # (n, S, S')
+        P, R = ((alike.amax(axis).clamp(min=-1) * w).sum(1) / w.sum(1) for axis, w in ((2, a_weights), (1, b_weights)))
+        both = (a_tokens.any(1) & b_tokens.any(1))[:, None]
+        values = torch.stack([P, R, 2 * P * R / (P + R)], dim=1).nan_to_num(0.0) * both
+        for row, found in zip(rows, values.cpu(), strict=True):
+            scores[row] = scores[row].maximum(found)
+    return tuple(scores.unbind(1))
+
+
+# --- findings: one question, a table that answers it, perhaps a picture ----------------------------------------------------
+# A table is {row: {column: value}}: a float is a share and shown in percent, a pair of floats an interval, None a dash, text stays. What
+# eval.json and the report hold of a question is its table, the docstring of the function that answers it, and what `picture` takes.
+
+
+def finding(function, table, **picture):
+    return {"about": " ".join(function.__doc__.split()), "table": table, **picture}
+
+
+def expected_calibration_error(confidence, right, bins=10):
+    """(ECE, [(mean confidence, accuracy) of each bin that has rows]) of N probabilities and N bools: the gap between the two in bins of
+    equal width, weighted by their rows (Guo et al. 2017, arXiv 1706.04599, equation 3)."""
+    confidence, right = np.asarray(confidence, dtype=float), np.asarray(right, dtype=float)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    points = {k: (float(confidence[place == k].mean()), float(right[place == k].mean())) for k in np.unique(place)}
+    return sum(abs(c - a) * float((place == k).mean()) for k, (c, a) in points.items()), list(points.values())
+
+
+def calibration(scores, gold, held_out_scores, held_out_gold):
+    """Does the model know how sure it is? ECE: the gap between the likeliest label's probability and how often it is right, in ten bins;
+    the temperature that divides the scores is fitted on validation rows (Guo et al. 2017). As sure of every answer as right on average:
+    that has an ECE of 0 too, and can't tell its weak spots."""
+    fitted = min(np.geomspace(0.05, 20, 601).tolist(), key=lambda T: float(F.cross_entropy(held_out_scores / T, held_out_gold)))
+    table, lines = {}, {"as sure as right": ((1 / 3, 1), (1 / 3, 1))}
+    for name, T in (("as it is", 1.0), ("temperature fitted", fitted)):  # scores (N, 3): log-probabilities; gold (N,): places in LABELS
+        confidence, choice = (scores / T).softmax(-1).max(-1)
+        error, points = expected_calibration_error(confidence, choice == gold)
+        table[name] = {"temperature": f"{T:.2f}", "ECE": error, "mean confidence": float(confidence.mean()),
+                       "accuracy": float((choice == gold).float().mean()), "log loss": f"{F.cross_entropy(scores / T, gold):.3f}"}  # fmt: skip
+        lines[name] = tuple(zip(*points, strict=True))
+    return finding(calibration, table, x="probability of the likeliest label", y="share right", lines=lines)
+
+
+def mcnemar(first_only, second_only):
+    """The exact two-sided p-value of two systems' wins on the rows where just one is right (McNemar 1947; a binomial of 1/2)."""
+    n, k = first_only + second_only, min(first_only, second_only)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+def comparison(lines, others, seed=0):
+    """This run minus another on the same rows, with paired bootstrap intervals by premise; and how likely so uneven a split of the rows
+    where just one is right would be if both were equally good (exact McNemar test; it takes rows for independent, which those of one
+    premise are not: where the two disagree, trust the interval)."""
+    table, premises = {}, [line["premise"] for line in lines]
+    for name, their in others.items():
+        right = [np.array([line["label"] == line["gold_label"] for line in rows], dtype=float) for rows in (lines, their)]
+        rouges = [np.array([line["ROUGE-L"] for line in rows]) for rows in (lines, their)]
+        wins = int((right[0] > right[1]).sum()), int((right[0] < right[1]).sum())
+        row = table[f"minus {name}"] = {"p": f"{mcnemar(*wins):.2g}", "only this right": wins[0], "only the other": wins[1],
+                                        "same answer": float(np.mean([a["label"] == b["label"] for a, b in zip(lines, their, strict=True)]))}  # fmt: skip
+        for what, (a, b) in (("accuracy", right), ("ROUGE-L", rouges)):
+            row |= {what: float((a - b).mean()), f"{what}, 95%": bootstrap_interval(a - b, premises, seed=seed)}
+    return finding(comparison, table)
+
+
+TEMPLATES = re.compile(  # the frames of e-SNLI's uninformative reasons (Camburu et al. 2018, appendix A), without the sentences put in them
+    r"just because|do(es)?( not|n't) (mean|imply)|impl(y|ies)|^if .* then |rephras|the same (thing|as)|sentence (1|2|one|two)|^there (is|are) "
+    r"|can('t| ?not)? (infer|assume|also|either)|^either .* or |^it cannot be .* if |contradict|is (not the same|different)", re.I)  # fmt: skip
+JOINTS = re.compile(r"[,.;]|\b(?:and|so|because|since|therefore|but|then|if|while|although)\b")
+
+
+def read_reason(line):
+    """What can be seen of one line's reason, by itself and beside its references, as `manner` explains."""
+    reason, texts = line["rationale"], line["references"]
+    sides = [rouge(reason, line[side], stem=False) for side in ("premise", "hypothesis")]
+    mine, *theirs = ({frozenset(rouge_tokens(part)) for part in JOINTS.split(text) if part.strip()} for text in (reason, *texts))
+    return {"ROUGE-L": rouge(reason, texts)["rougeL"][2] if texts else 0.0, "clauses named": max((len(mine & t) / max(len(t), 1) for t in theirs), default=0.0),
+            "template": float(bool(TEMPLATES.search(reason)) and max(scores["rouge1"][1] for scores in sides) >= 0.8),
+            "copy": float(max(scores["rougeL"][0] for scores in sides) >= 0.9), "words": len(reason.split()), "joints": len(JOINTS.findall(reason))}
+
+
+def manner(named_lines):
+    """How the reasons are made. Clauses named: of the nearest human reason's clauses those that are there, word for word but for order.
+    Template: a known empty frame of e-SNLI (Camburu et al. 2018) around 80% of a sentence's words. Copy: 90% of its words stand in one
+    sentence, in that order. Joints: connectives and stops. The human row is the first reason against the others. None of it knows meaning."""
+    human = [{**line, "rationale": texts[0], "references": texts[1:]} for line in next(iter(named_lines.values())) if (texts := line["references"])]
+    table = {}
+    for name, lines in {**named_lines, "human": [{**line, **read_reason(line)} for line in human]}.items():
+        if any(line["rationale"] for line in lines):
+            mean = {key: float(np.mean([line[key] for line in lines])) for key in read_reason(lines[0])}
+            table[name] = mean | {key: f"{mean[key]:.1f}" for key in ("words", "joints")}
+            table[name] |= {"different words": len({word for line in lines for word in line["rationale"].lower().split()}),
+                            "different reasons": len({line["rationale"] for line in lines}) / len(lines)}  # fmt: skip
+    return finding(manner, table)
+
+
+# --- is it the reason? Tests of faithfulness --------------------------------------------------------------------------------
+
+
+def cross_fitted(lines, training, views, steps=60):
+    """What a cheap reader takes the texts of views {name: N texts} for: {name: N labels}. It is a logistic regression over the words and
+    word pairs of a text (95% on e-SNLI from a human's reason alone), blind to how sentences hang together. training: [(row, text, label)].
+    The rows are cut in two by premise, and each half is read by the reader that learned from the other."""
+
+    def bags(texts):  # -> the hashed words and pairs of all texts in one row, and where each text's begin
+        words = [re.findall(r"\w+", text.lower()) for text in texts]
+        grams = [sorted({zlib.crc32(gram.encode()) % 2**16 for gram in (*w, *map(" ".join, zip(w, w[1:], strict=False)))}) for w in words]
+        return torch.tensor([i for row in grams for i in row], dtype=torch.long), torch.tensor([0, *map(len, grams)]).cumsum(0)[:-1]
+
+    half, guesses = [zlib.crc32(line["premise"].encode()) % 2 for line in lines], []
+    for k in (0, 1):
+        texts, labels = zip(*[(text, LABELS.index(label)) for i, text, label in training if half[i] != k], strict=True)
+        weight, (ids, starts), labels = torch.zeros(2**16, len(LABELS), requires_grad=True), bags(texts), torch.tensor(labels)
+        optimizer = torch.optim.Adam([weight], lr=0.05)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(F.embedding_bag(ids, weight, starts, mode="sum"), labels).backward()
+            optimizer.step()
+        guesses.append({name: F.embedding_bag(ids, weight, starts, mode="sum").argmax(-1).tolist()
+                        for name, column in views.items() for ids, starts in [bags(column)]})  # fmt: skip
+    return {name: [LABELS[guesses[k][name][i]] for i, k in enumerate(half)] for name in views}
+
+
+def leakage_adjusted(from_input, from_reason, from_both, premises, seed=0):
+    """LAS, the leakage-adjusted simulatability (Hase et al. 2020, arXiv 2010.04119, section 4): how much more often a simulator guesses
+    the model's answer with the reason than without, as the mean over two bins of rows: those whose reason alone gives the answer away,
+    and the others. Of N rows each, was the guess right from the input, from the reason, from both? -> a table's row."""
+    gain, leaks = np.subtract(from_both, from_input, dtype=float), np.asarray(from_reason, dtype=float)
+    columns = np.stack([gain * leaks, leaks, gain * (1 - leaks), 1 - leaks], axis=1)
+
+    def las(means):
+        return (means[:, 0] / means[:, 1] + means[:, 2] / means[:, 3]) / 2
+
+    with np.errstate(invalid="ignore"):  # an empty bin: 0 / 0
+        values = las(columns.mean(0, keepdims=True))[0], *bootstrap_interval(columns, premises, seed=seed, statistic=las)
+    return {"LAS": values[0], "95% interval": values[1:], "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
+            "that do not": int((1 - leaks).sum()), "right from input": float(np.mean(from_input)), "from both": float(np.mean(from_both))}  # fmt: skip
+
+
+def simulatability(lines, seed=0):
+    """Does the reason help to foresee the answer, beyond giving it away? LAS (Hase et al. 2020), its two bins, and plain simulatability,
+    with n-grams for a simulator: cheap and blind to how the sentences hang together, so this is a lower bound. A bin of few rows tells
+    nothing, and a reason made up after the answer can help as much as the true one."""
+    marked = [re.sub(r"\w+", r"p_\g<0>", line["premise"]) + re.sub(r"\w+", r" h_\g<0>", line["hypothesis"]) for line in lines]
+    reasons, answers = [line["rationale"] for line in lines], [line["label"] for line in lines]
+    views = {"input": marked, "reason": reasons, "both": [f"{a} {b}" for a, b in zip(marked, reasons, strict=True)]}
+    guesses = cross_fitted(lines, [(i, text, answers[i]) for texts in views.values() for i, text in enumerate(texts)], views)
+    right = (np.array(guesses[view]) == answers for view in views)
+    return finding(simulatability, {"n-grams": leakage_adjusted(*right, [line["premise"] for line in lines], seed)})
+
+
+def swapped(lines, same, seed=0):
+    """For each line another one, drawn among those with the same answer (same=False: with a different one); an empty one if there is none."""
+    rng, empty = random.Random(seed), {"rationale": "", "premise": "", "hypothesis": ""}
+    pools = {label: [line for line in lines if (line["label"] == label) == same] for label in {line["label"] for line in lines}}
+    twos = [rng.sample(pool, min(2, len(pool))) for pool in (pools[line["label"]] for line in lines)]
+    return [next((other for other in two if other is not line), empty) for two, line in zip(twos, lines, strict=True)]
+
+
+def consistency(lines, seed=0):
+    """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason.
+    The control, another row's reason for the same answer, does as well where reasons only repeat the label. So beside it: does the reason
+    share more words with its own pair than with that of another row of the same answer (50%: by chance)? What goes together may still
+    have been made up after the answer (Wiegreffe et al. 2021, arXiv 2010.12762)."""
+    lines = [line for line in lines if line["references"]]
+    control, foil = swapped(lines, True, seed), swapped(lines, True, seed + 1)
+    texts = {"its own reason": [line["rationale"] for line in lines], "control: another row's": [other["rationale"] for other in control],
+             "a human's, for gold": [line["references"][0] for line in lines]}  # fmt: skip
+    guesses = cross_fitted(lines, [(i, text, line["gold_label"]) for i, line in enumerate(lines) for text in line["references"]], texts)
+    own, other = ([set(rouge_tokens(f"{line['premise']} {line['hypothesis']}")) for line in rows] for rows in (lines, foil))
+    table = {}
+    for name, column in texts.items():
+        nearer = [np.sign(len(a & words) - len(b & words)) for a, b, words in zip(own, other, map(set, map(rouge_tokens, column)), strict=True)]
+        right = np.array(guesses[name]) == [line["gold_label" if "gold" in name else "label"] for line in lines]
+        table[name] = {"read as the answer": float(right.mean()), "nearer to its own pair": float(np.mean(nearer)) / 2 + 0.5}
+    return finding(consistency, table)
+
+
+def insertions(lines, answer, seed=0):
+    """A word put into the hypothesis (an adjective behind an article or number, an adverb behind "is" or "are"): how often does the answer
+    flip, and does the new reason name the word (Atanasova et al. 2023, arXiv 2305.18029, section 3.1)? A flip that the reason does not own
+    up to is unfaithful; to name the word proves nothing, and the word may change what is true: a flip is no mistake by itself."""
+    rng, changed = random.Random(seed), []
+    adjectives, adverbs = "old happy strange quiet famous tired clever friendly".split(), "slowly happily suddenly quietly really often".split()
+    for line in lines:
+        for spot in re.finditer(r"\b(?:(is|are)|an?|the|two|three|some) ", line["hypothesis"]):
+            word = rng.choice(adverbs if spot[1] else adjectives)
+            changed.append((line, word, f"{line['hypothesis'][: spot.end()]}{word} {line['hypothesis'][spot.end() :]}"))
+    answers = answer([(line["premise"], hypothesis) for line, _, hypothesis in changed])
+    flips = [word in a.rationale.lower() for (line, word, _), a in zip(changed, answers, strict=True) if a.label != line["label"]]
+    return finding(insertions, {"inserted words": {"tried": len(changed), "answer flips": len(flips) / max(len(changed), 1),
+                                                   "flips whose reason names it": float(np.mean(flips)) if flips else None}})  # fmt: skip
+
+
+def forced_reasons(lines, score, seed=0):
+    """How often the answer moves when the reason before it is cut to its beginning, or swapped for another row's (Lanham et al. 2023,
+    arXiv 2307.13702). An answer that stays does not rest on the reason. One that moves shows that the model reads its reason; whether it
+    decides by it or copies its end, this can't tell."""
+    pairs, words = [(line["premise"], line["hypothesis"]) for line in lines], [line["rationale"].split() for line in lines]
+    forced = {f"first {share}%": [" ".join(w[: len(w) * share // 100]) for w in words] for share in (100, 75, 50, 25, 0)}
+    forced |= {f"another row's, {'same' if same else 'other'} answer": [line["rationale"] for line in swapped(lines, same, seed)] for same in (True, False)}
+    choices = [score(pairs, reasons).argmax(-1) for reasons in forced.values()]  # score -> (N, 3), as Apprentice.score_labels
+    moves = [float((choice != choices[0]).float().mean()) for choice in choices]
+    return finding(forced_reasons, {name: {"answer moves": share} for name, share in zip(forced, moves, strict=True)},
+                   x="share of the reason kept, %", y="share of answers that move", lines={"cut reasons": ((100, 75, 50, 25, 0), moves[:5])})  # fmt: skip
+
+
+# --- tables, pictures and the page ------------------------------------------------------------------------------------
 
 
 def headline(metrics):
-    """The row of the main table for what evaluate() or a baseline holds."""
+    """Intervals are bootstrapped over premises. ROUGE: F of the best reference, Porter stemming, the plain mean of the rows; BLEU: of the whole
+    corpus. N-gram scores prove little: compare the copy and the template. The human has one reference fewer, which lowers the figures."""
     reasons = metrics.get("reasons") or {}
-    rouges = zip(("ROUGE-1", "ROUGE-2", "ROUGE-L", "Lsum"), (reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS), strict=True)
-    return {"accuracy": metrics.get("accuracy"), "95% interval": metrics.get("accuracy_interval"), "valid": metrics.get("valid"),
-            "macro F1": metrics.get("macro_f1"), **dict(rouges), "BLEU": reasons["bleu"] / 100 if reasons else None}  # fmt: skip
-
-
-def about_reasons(reasons):
-    """The line that says how ROUGE and BLEU were taken; reasons: a result of reason_metrics."""
-    if not reasons:
-        return "There are no reasons to score."
-    return (f"ROUGE: F of the best of {reasons['references']} references, Porter stemming, plain mean of {reasons['rows']:,} rows. "
-            "BLEU: of the whole corpus.")  # fmt: skip
+    shares = {kind.replace("rouge", "ROUGE-"): reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS} | {"BLEU": reasons.get("bleu", math.nan) / 100}
+    return {name: metrics.get(name.replace(" ", "_")) for name in ("accuracy", "accuracy interval", "valid", "macro f1")} | shares
 
 
 def cells(table):
     """A table as lines of text, the header first."""
+
     def text(value):
         if isinstance(value, (list, tuple)):
             return " to ".join(map(text, value))
-        return "–" if value is None else f"{100 * value:.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        empty = value is None or value != value
+        return "–" if empty else f"{100 * value:.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     return [("", *columns)] + [(name, *(text(row.get(column)) for column in columns)) for name, row in table.items()]
 
 
-def print_cells(table):
+def print_table(table):
     """Print a table with aligned columns."""
     lines = cells(table)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -385,110 +566,77 @@ def print_cells(table):
         print("  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]))
 
 
-def print_table(named_metrics):
-    """Print {name: metrics} as one aligned table, a line a name."""
-    print_cells({name: headline(metrics) for name, metrics in named_metrics.items()})
-
-
-def picture(draw):
-    """PNG bytes of what draw(axes) draws."""
+def picture(x, y, lines=None, confusion=None):
+    """PNG bytes: curves {name: (xs, ys)}, or a confusion matrix, a row a gold label; colour and percent are shares of the row."""
     figure, png = Figure(figsize=(5.6, 3.9), dpi=160, layout="constrained"), io.BytesIO()
-    draw(figure.subplots())
+    axes = figure.subplots()
+    for name, points in (lines or {}).items():
+        axes.plot(*points, "o-", label=name)
+        axes.legend()
+    if confusion:
+        counts = np.array([list(row.values()) for row in confusion.values()])
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.set(xticks=range(4), yticks=range(3), xticklabels=(*LABELS, "none"), yticklabels=LABELS)
+        for (i, j), n in np.ndenumerate(counts):
+            axes.text(j, i, f"{n:,}\n{100 * shares[i, j]:.1f}%", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+    axes.set(xlabel=x, ylabel=y)
     figure.savefig(png, format="png")
     return png.getvalue()
 
 
-def confusion_picture(confusion):
-    """PNG bytes of the confusion matrix: a row a gold label, a column a predicted one; colour and percent are shares of the row."""
-    columns = (*LABELS, "none")
-    counts = np.array([[confusion[label][column] for column in columns] for label in LABELS])
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-
-    def draw(axes):
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(LABELS)), LABELS, rotation=90, va="center")
-        axes.set(xlabel="predicted", ylabel="gold")
-        for (i, j), n in np.ndenumerate(counts):
-            axes.text(j, i, f"{n:,}\n{100 * shares[i, j]:.1f}%", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
-
-    return picture(draw)
-
-
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --card: #f4f6f9; --page: #fff; --good: #137a4b;
-  --bad: #b3382c }
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --card: #f4f6f9; --page: #fff; --good: #137a4b; --bad: #b3382c }
 @media (prefers-color-scheme: dark) { img { filter: invert(.92) hue-rotate(180deg); mix-blend-mode: lighten }
   :root { --ink: #e4e8ee; --soft: #9aa5b4; --line: #333b47; --card: #1b212a; --page: #12161c; --good: #4cc38a; --bad: #f0796b } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h1 { margin: 0; font-size: 1.6rem } h2 { margin: 2.5rem 0 .75rem; font-size: 1.15rem } p { margin: .3rem 0 } summary { cursor: pointer }
-.soft, th, dt { color: var(--soft); font-weight: 400 } .soft, table { font-size: .9rem }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin-top: 1.5rem }
-.cards div, article { background: var(--card); border-radius: .6rem; padding: .8rem 1rem } .cards b { display: block; font-size: 1.7rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; overflow-wrap: normal }
-th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left; padding-left: 0 }
-img { display: block; width: 100%; max-width: 34rem; height: auto; border-radius: .4rem } article { margin: .75rem 0 }
-dl { display: grid; grid-template-columns: 6.5rem 1fr; gap: .2rem .75rem; margin: 0 } dd { margin: 0; white-space: pre-wrap }
-.good { color: var(--good); font-weight: 600 } .bad { color: var(--bad); font-weight: 600 }
-@media (max-width: 30rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .4rem } }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere } h2 { margin: 2.5rem 0 .5rem; font-size: 1.15rem } p, th, dt { color: var(--soft); font-size: .9rem } b { font-size: 1.7rem }
+div { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; overflow-wrap: normal }
+th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; font-weight: 400 }
+th:first-child, td:first-child { text-align: left; padding-left: 0 } tr:nth-child(2) td { font-weight: 600 } img { width: 100%; max-width: 34rem }
+article { background: var(--card); border-radius: .6rem; padding: .8rem 1rem; margin: .75rem 0 } .good { color: var(--good) } .bad { color: var(--bad) }
+dl { display: grid; grid-template-columns: minmax(4rem, 1fr) 6fr; gap: .2rem .75rem; margin: 0 } dd { margin: 0; white-space: pre-wrap }
+summary { cursor: pointer; margin: .8rem 0 }
 """
 
 
 def html_table(table):
     """A table that scrolls sideways on its own; every cell is escaped."""
-    rows = ["".join(f"<{tag}>{html.escape(cell)}" for cell in line) for tag, line in zip(["th", *["td"] * len(table)], cells(table), strict=True)]
-    return f"<div class=wide><table><tr>{'<tr>'.join(rows)}</table></div>"
+    rows = ["".join(f"<{'td' if i else 'th'}>{html.escape(cell)}" for cell in line) for i, line in enumerate(cells(table))]
+    return f"<div><table><tr>{'<tr>'.join(rows)}</table></div>"
 
 
-def html_line(line):
-    """One card for a line of predictions.jsonl, nothing edited, everything escaped."""
-    answer = line["label"] or "none"
-    fields = {"premise": line["premise"], "hypothesis": line["hypothesis"], "gold": line["gold_label"], "answer": answer,
-              "reason": line["rationale"], "raw text": line.get("text") if line["label"] not in LABELS else "",
-              **{f"human {i}": text for i, text in enumerate(line["references"], start=1)}}  # fmt: skip
-    mark = {"answer": " class=good" if answer == line["gold_label"] else " class=bad"}
-    return "<article><dl>" + "".join(f"<dt>{name}</dt><dd{mark.get(name, '')}>{html.escape(str(text))}</dd>"
-                                     for name, text in fields.items() if text) + "</dl></article>"  # fmt: skip
+def html_card(line):
+    """A line of predictions.jsonl, nothing edited, everything escaped."""
+    fields = {"premise": line["premise"], "hypothesis": line["hypothesis"], "gold": line["gold_label"], "answer": line["label"] or "none",
+              "reason": line["rationale"], "raw text": not line["label"] and line.get("text"),
+              **{f"human {i}": text for i, text in enumerate(line["references"], start=1)}, **line.get("others", {})}  # fmt: skip
+    mark = {"answer": f" class={'good' if line['label'] == line['gold_label'] else 'bad'}"}
+    shown = (f"<dt>{html.escape(name)}<dd{mark.get(name, '')}>{html.escape(text)}" for name, text in fields.items() if text)
+    return f"<article><dl>{''.join(shown)}</dl></article>"
 
 
-def html_picture(png, alt):
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-
-
-def report_page(result, lines, settings):
-    """The report as one HTML page that needs nothing outside it.
-
-    result: what eval.json holds; lines: the rows of predictions.jsonl; settings: {name: value} of the run."""
-    name, reasons = html.escape(result["run"]), result["reasons"]
-    figures = {"accuracy": (result["accuracy"], result["accuracy_interval"]), "macro F1": (result["macro_f1"], ()),
-               "valid answers": (result["valid"], ())}  # fmt: skip
-    if reasons:
-        figures["ROUGE-L of the reasons"] = reasons["rougeL"]["f"], reasons["rougeL"]["interval"]
-    parts = [f"<h1>{name}</h1><p class=soft>{html.escape(result['about'])}<div class=cards>"]
-    for title, (value, interval) in figures.items():
-        between = "95%: " + " to ".join(f"{100 * end:.1f}" for end in interval) if interval else ""
-        parts.append(f"<div>{title}<b>{100 * value:.1f}%</b><span class=soft>{between}</span></div>")
-    beside = {result["run"]: headline(result), **{who: headline(metrics) for who, metrics in result["baselines"].items()}}
-    parts += ["</div><h2>Beside the baselines</h2>", html_table(beside), f"<p class=soft>In percent. {about_reasons(reasons)} {NOTE}",
-              "<h2>Which labels are confused</h2>", html_picture(confusion_picture(result["confusion"]), "confusion matrix, gold by predicted"),
-              "<h2>Label by label</h2>", html_table(result["labels"])]  # fmt: skip
-    if result["kinds"]:
-        parts += ["<h2>Kind by kind</h2>", html_table(result["kinds"])]
+def report_page(result, lines):
+    """The report as one HTML page that needs nothing outside it. result: what eval.json holds; lines: those of predictions.jsonl."""
     lines = random.Random(result["seed"]).sample(lines, len(lines))
-    groups = {"Right": [line for line in lines if line["label"] == line["gold_label"]],
-              "Wrong": [line for line in lines if line["label"] in LABELS and line["label"] != line["gold_label"]],
-              "No label to be found in the answer": [line for line in lines if line["label"] not in LABELS]}  # fmt: skip
+    right, wrong = ([line for line in lines if (line["label"] == line["gold_label"]) == value] for value in (True, False))
+    groups = {"Right": right, "Wrong": wrong, "No label to be found in the answer": [line for line in wrong if line["label"] not in LABELS],
+              "Sure and wrong": sorted((line for line in wrong if "confidence" in line), key=lambda line: -line["confidence"]),
+              "Right, with the reason least like people's": sorted(right, key=lambda line: line["ROUGE-L"]),
+              "Reasons from a template": [line for line in lines if line["template"]], "Reasons that copy": [line for line in lines if line["copy"]],
+              "Where the runs part": [line for line in lines if line.get("others")]}  # fmt: skip
+    parts = [f"<h1>{html.escape(result['run'])}</h1><p>{html.escape(result['about'])}<p><b>{100 * result['accuracy']:.1f}%</b> right"]
+    for title, found in result["findings"].items():
+        parts.append(f"<h2>{title}</h2>{html_table(found['table'])}<p>{html.escape(found['about'])}")
+        if "x" in found:
+            png = base64.b64encode(picture(**{key: value for key, value in found.items() if key not in ("table", "about")})).decode()
+            parts.append(f'<p><img alt="{found["y"]} by {found["x"]}" src="data:image/png;base64,{png}">')
     for title, group in groups.items():
-        shown = "none" if not group else "all of them" if len(group) <= 10 else f"10 of {len(group):,}, drawn by chance"
-        parts += [f"<h2>{title}: {shown}</h2>", *map(html_line, group[:10])]
-    if settings:
-        parts += ["<h2>Settings</h2><details><summary>every setting of the run</summary>",
-                  html_table({key: {"value": str(value)} for key, value in settings.items()}), "</details>"]  # fmt: skip
+        parts += [f"<details><summary>{title}: {min(10, len(group))} of {len(group):,}</summary>", *map(html_card, group[:10]), "</details>"]
+    settings = html_table({key: {"value": str(value)} for key, value in result["settings"].items()})
     return ('<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
-            f"<title>{name}: evaluation</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n")  # fmt: skip
+            f"<title>{html.escape(result['run'])}: evaluation</title><style>{STYLE}</style><body>{''.join(parts)}"
+            f"<details><summary>Settings of the run</summary>{settings}</details></body></html>\n")  # fmt: skip
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -497,62 +645,87 @@ def report_page(result, lines, settings):
 def read_predictions(path):
     """The rows of a JSONL predictions file as dicts with id, label, rationale and text; DataError names the line that is wrong."""
     predictions = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                row = {"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": row.get("text", "")}
-            except (json.JSONDecodeError, TypeError, KeyError) as error:
-                raise DataError(f"{path}, line {number}: not a JSON object with id, label and rationale: {error!r}") from None
-            if not isinstance(row["label"], str | None) or not isinstance(row["rationale"], str):
-                raise DataError(f"{path}, line {number}: label {row['label']!r} and rationale must be text; a label is one of "
-                                f"{', '.join(LABELS)}, or null for an answer without one")  # fmt: skip
-            predictions.append(row)
+    for number, row in rows_of(path):
+        label, reason = (row.get("label", 0), row.get("rationale") or "") if isinstance(row, dict) else (0, 0)
+        if not isinstance(label, str | None) or not isinstance(reason, str) or "id" not in row:
+            raise DataError(f"{path}, line {number}: {row}: needed are id, label (one of {', '.join(LABELS)}, or null) and rationale (text)")
+        predictions.append({"id": str(row["id"]), "label": label, "rationale": reason, "text": row.get("text", "")})
     return predictions
 
 
-def load_rows(name, split, opt):
-    """The rows to be scored, all of the split ("all": of the data) or a seeded sample of --limit, and the ids that the sample left out."""
-    examples = read_examples(name, split=None if split == "all" else split)
-    kept = range(len(examples))
-    if 0 < opt["limit"] < len(examples):
-        kept = sorted(random.Random(opt["seed"]).sample(kept, opt["limit"]))
-    rows = [examples[i] for i in kept]
-    return rows, {e.id for e in examples} - {e.id for e in rows}
+def keeper(apprentice, path, opt):
+    """A function, pairs -> answers, that keeps them in path/answers.jsonl as they come and reuses them, after an interruption too, for
+    as long as weights, vocabulary, settings and beams are the same."""
+    files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin", ".model") or file.name in ("config.json", "run.json")]
+    made = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] + f"-{opt['num_beams']}"
+    store, kept = path / "answers.jsonl", {}
+    for line in store.read_text(encoding="utf-8").split("\n") if store.is_file() else ():
+        with contextlib.suppress(ValueError):  # a line that was cut short
+            key, premise, hypothesis, *answer = json.loads(line)
+            kept |= {(premise, hypothesis): Answer(*answer)} if key == made else {}
+
+    def answer(pairs):
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in kept]
+        for start in tqdm(range(0, len(new), 500), desc="answering", unit="500 rows", disable=not new):
+            answers = dict(zip(new[start : start + 500], apprentice.answer(new[start : start + 500], opt["batch_size"], opt["num_beams"]), strict=True))
+            kept.update(answers)
+            with store.open("a", encoding="utf-8") as file:
+                file.writelines("\n" + json.dumps([made, *pair, *asdict(a).values()]) for pair, a in answers.items())
+        return [kept[pair] for pair in pairs]
+
+    return answer
 
 
-def match_rows(path, opt):
-    """The rows that the predictions file `path` answers: (split, examples, predictions). Without --split they are the test rows if
-    every prediction is for one of them, else all rows; predictions for rows that --limit leaves out are left out too."""
-    predictions = read_predictions(path)
-    if not (split := opt["split"]):
-        tested = {e.id for e in read_examples(opt["data"], split="test")}
-        split = "test" if all(prediction["id"] in tested for prediction in predictions) else "all"
-    examples, left_out = load_rows(opt["data"], split, opt)
-    return split, examples, [prediction for prediction in predictions if prediction["id"] not in left_out]
-
-
-def answer_rows(path, opt):
-    """Let the run in folder `path` answer its own data or --data: (name of the data, split, examples, predictions, the run's settings)."""
-    apprentice = Apprentice.load(path, device=opt["device"])
-    settings = apprentice.run.get("settings", {})
-    name, split = opt["data"] or settings.get("data"), opt["split"] or "test"
+def judge(path, opt, baselines):
+    """Everything about one run folder or predictions file by itself: (what eval.json will hold, the lines of predictions.jsonl)."""
+    apprentice = Apprentice.load(path, device=opt["device"]) if path.is_dir() else None
+    predictions, settings = (None, apprentice.run.get("settings", {})) if apprentice else (read_predictions(path), {})
+    name, split, seed = opt["data"] or settings.get("data"), opt["split"] or "test", opt["seed"]
     if not name:
-        raise DataError(f"{path} does not say which data it was trained on: name some with --data=FILE")
-    examples, _ = load_rows(name, split, opt)
-    print(f"{path} answers {len(examples):,} rows of {name}, split {split}")
-    answers = apprentice.answer([(e.premise, e.hypothesis) for e in examples], opt["batch_size"], opt["num_beams"], progress=True)
-    return name, split, examples, [{"id": e.id, **asdict(answer)} for e, answer in zip(examples, answers, strict=True)], settings
+        raise DataError(f"{path} does not say which data it answers: name some with --data=FILE")
+    if predictions and not opt["split"] and {p["id"] for p in predictions} - {e.id for e in read_examples(name, split="test")}:
+        split = "all"  # predictions for other rows than those of the test split
+    everything = read_examples(name, split=None if split == "all" else split)
+    size = min(opt["limit"] or len(everything), len(everything))
+    examples = [everything[i] for i in sorted(random.Random(seed).sample(range(len(everything)), size))]
+    if apprentice:
+        print(f"{path} answers {size:,} rows of {name}, split {split}")
+        ask = keeper(apprentice, path, opt)
+        predictions = [{"id": e.id, **asdict(a)} for e, a in zip(examples, ask([(e.premise, e.hypothesis) for e in examples]), strict=True)]
+    left_out = {e.id for e in everything} - {e.id for e in examples}
+    predictions = [prediction for prediction in predictions if prediction["id"] not in left_out]
+    result = {"run": str(path), "data": name, "split": split, "limit": opt["limit"], "seed": seed, "num_beams": opt["num_beams"],
+              **evaluate(examples, predictions, seed), "settings": settings}  # fmt: skip
+    baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed)
+    sample = f" (a sample, seed {seed})" if opt["limit"] else ""
+    result["about"] = (f"{result['rows']:,} rows{sample} of {name}, split {split}, {result['premises']:,} premises"
+                       + f", {result['unlabelled']:,} rows without a gold label left out" * bool(result["unlabelled"]))  # fmt: skip
+    lines = [{**line, **read_reason(line)} for line in join(examples, predictions) if line["gold_label"]]
+    said = [line for line in lines if line["rationale"] and line["label"] in LABELS]
+    found = result["findings"] = {}
+    if len({line["premise"] for line in said}) >= 50:
+        found |= {"Simulatability": simulatability(said, seed), "Consistency": consistency(said, seed)}
+    if apprentice and opt["probes"]:
+        held_out = [e for e in read_examples(name, "validation") if e.label][: len(lines)]
+        sides = [([(line["premise"], line["hypothesis"]) for line in lines], [line["gold_label"] for line in lines]),
+                 ([(e.premise, e.hypothesis) for e in held_out], [e.label for e in held_out])]  # fmt: skip
+        scored = [(apprentice.score_labels(pairs, [a.rationale for a in ask(pairs)]), torch.tensor(list(map(LABELS.index, gold)))) for pairs, gold in sides]
+        lines = [{**line, "confidence": sure} for line, sure in zip(lines, scored[0][0].exp().amax(1).tolist(), strict=True)]
+        found["Calibration"] = calibration(*scored[0], *scored[1])
+        few = random.Random(seed).sample(said, min(len(said), opt["probes"]))
+        if few:
+            found["Inserted words"] = insertions(few, ask, seed)
+        if few and apprentice.format == "rationale_then_label":
+            found["Forced reasons"] = forced_reasons(few, apprentice.score_labels, seed)
+    return result, lines
 
 
-def write_results(path, result, examples, predictions, settings):
+def write_results(path, result, lines):
     """Write the files that the module docstring names for the run folder or predictions file `path`, and say where they are."""
-    path, lines = Path(path), join(examples, predictions)
-    files = {"eval.json": (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode(),
-             "report.html": report_page(result, [line for line in lines if line["gold_label"]], settings).encode()}  # fmt: skip
+    files = {"eval.json": (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode(), "report.html": report_page(result, lines).encode()}
     if path.is_dir():
         files["predictions.jsonl"] = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        files["confusion.png"] = confusion_picture(result["confusion"])
+        files["confusion.png"] = picture("predicted", "gold", confusion=result["confusion"])
     places = {path / name if path.is_dir() else path.with_name(f"{path.stem}.{name}"): content for name, content in files.items()}
     for place, content in places.items():
         place.write_bytes(content)
@@ -565,41 +738,31 @@ def main(argv=None):
     if not argv or "-h" in argv or "--help" in argv:
         print(__doc__)
         return
-    words, opt = options(argv, data="", split="", limit=0, seed=0, num_beams=1, batch_size=64, device="cpu")
+    words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, batch_size=64, device="cpu")
     for path in map(Path, words):  # before the first run has answered for an hour
         if not path.is_dir() and not (path.suffix == ".jsonl" and path.is_file()):
             raise DataError(f"{path} is neither a run folder nor a predictions file (*.jsonl)")
-        if path.is_file() and not opt["data"]:
-            raise DataError(f"{path} holds predictions: say with --data=FILE which data they answer")
-    for name, least in (("limit", 0), ("seed", 0), ("num_beams", 1), ("batch_size", 1)):
-        if opt[name] < least:
-            raise DataError(f"--{name}={opt[name]} is below {least}")
-    if not words:
-        raise DataError("name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
-
-    baselines, done = {}, []
-    for path in map(Path, words):
-        if path.is_dir():
-            name, split, examples, predictions, settings = answer_rows(path, opt)
-        else:
-            name, settings, (split, examples, predictions) = opt["data"], {}, match_rows(path, opt)
-        metrics = evaluate(examples, predictions, opt["seed"])
-        if (name, split) not in baselines:
-            baselines[name, split] = reference_baselines(examples, opt["seed"])
-        sample = f" (a sample, seed {opt['seed']})" if opt["limit"] else ""
-        about = (f"{metrics['rows']:,} rows{sample} of {name}, split {split}, {metrics['premises']:,} premises"
-                 + (f", {metrics['unlabelled']:,} rows without a gold label left out" if metrics["unlabelled"] else ""))  # fmt: skip
-        result = {"run": str(path), "about": about, "data": name, "split": split,
-                  **{key: opt[key] for key in ("limit", "seed", "num_beams")}, **metrics, "baselines": baselines[name, split]}  # fmt: skip
-        done.append((path, result, examples, predictions, settings))
-    for rows in baselines:
-        shown = {result["run"]: result for _, result, *_ in done if (result["data"], result["split"]) == rows}
-        print(f"\n{next(iter(shown.values()))['about']}")
-        print_table({**shown, **baselines[rows]})
-    print(f"\nIn percent. {NOTE}")
-    for path, result, *rest in done:
-        print(f"{path}: {about_reasons(result['reasons'])} {len(result['unparseable']):,} answers without a label")
-        write_results(path, result, *rest)
+    low = [name for name in ("limit", "seed", "probes", "num_beams", "batch_size") if opt[name] < (name in ("num_beams", "batch_size"))]
+    if low or not words:
+        raise DataError(f"--{low[0]}={opt[low[0]]} is too low" if low else "name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
+    baselines = {}
+    done = {path: judge(Path(path), opt, baselines) for path in words}
+    for path, (result, lines) in done.items():
+        same = {name: other for name, other in done.items() if all(other[0][key] == result[key] for key in ("data", "split"))}  # the same rows
+        others = {name: other for name, (_, other) in same.items() if name != path}
+        for i, line in enumerate(lines):
+            line["others"] = {name: f"{other[i]['label']}: {other[i]['rationale']}" for name, other in others.items() if other[i]["label"] != line["label"]}
+        table = {path: headline(result), **{name: headline(other) for name, (other, _) in same.items()},
+                 **{name: headline(metrics) for name, metrics in result["baselines"].items()}}  # fmt: skip
+        labels = finding(label_metrics, result["labels"] | result["kinds"], x="predicted", y="gold", confusion=result["confusion"])
+        result["findings"] = {"The answers": finding(headline, table), "Labels and kinds": labels,
+                              "The reasons": manner({path: lines, **others}), **result["findings"]}  # fmt: skip
+        if others:
+            result["findings"]["Against the others"] = comparison(lines, others, opt["seed"])
+        for title, found in result["findings"].items():
+            print(f"\n{path}: {title}")
+            print_table(found["table"])
+        write_results(Path(path), result, lines)
 
 
 if __name__ == "__main__":
