@@ -1,0 +1,10 @@
+"""Domain adaptation on real sentences: a student of e-SNLI meets SICK (captions of pictures too, but made by rules, and without reasons).
+    python distill.py configs/sick.py --student=out/small --data=SICK_corrected.tsv --tests="esnli SICK_corrected.tsv" """
+student = "out/small"
+data = "SICK_corrected.tsv"
+format = "predict"  # there are no reasons to learn; the explain task must live on untrained
+train_only = "decoder.*(norm|cross)|last2"  # little moves, so that little is forgotten
+lr = 3e-4
+batch_size = 32
+max_steps = 500
+eval_every = 100
