@@ -33,15 +33,12 @@ from tqdm import tqdm
 LABELS = ("entailment", "neutral", "contradiction")  # words everywhere: three numberings of them are in the wild
 SPLITS = ("train", "validation", "test")
 
-
 class DataError(ValueError):
     """Bad data. The text is one line: what was wrong, where (file, line, column, value), and what to do."""
-
 
 @dataclass(frozen=True)
 class Example:
     """Two sentences, how the second follows from the first, and why."""
-
     id: str
     premise: str
     hypothesis: str
@@ -50,28 +47,11 @@ class Example:
     highlights: tuple = ()  # beside each (premise, hypothesis) with the words that matter between *stars*
     kind: str = ""  # the toy world's inference type, such as "kind+place"
 
-
 # --- the toy world: pairs that can be judged only with knowledge of the words -----------------------------------------
-
-# Words stand in chains, narrow to wide: a spaniel is a dog, a dog is a pet, a pet is an animal; the bench is at the fountain, the
-# fountain is in the garden. An entry holds narrow words and what they all are. Two chains exclude each other from the level on at which
-# they differ: nothing is a dog and a cat. Entries are equally large, so that each word of a level is drawn equally often.
-WORLDS = {
-    "park": {
-        "kind": "spaniel poodle: dog pet animal; tabby siamese: cat pet animal; soprano tenor: singer artist person; muralist engraver: painter artist person",
-        "place": "bench statue: fountain garden park; orchid fern: greenhouse garden park; seesaw bucket: sandpit playground school; "
-                 "ladder tunnel: slide playground school",
-        "action": "sleeping lounging: resting; running hopping: moving; chewing nibbling: eating; yelling humming: calling",
-        "colour": "scarlet crimson: red; navy azure: blue; emerald olive: green; amber lemon: yellow",
-        "thing": "kites dolls marbles puppets apples pears plums cherries rakes spades shears shovels flutes drums harps fiddles"},
-    "harbour": {
-        "kind": "puffin razorbill: auk seabird creature; eider scoter: duck seabird creature; captain bosun: officer sailor human; "
-                "stoker rigger: deckhand sailor human",
-        "place": "winch pulley: crane quay port; barrel pallet: warehouse quay port; bollard railing: pier beach island; driftwood boulder: cove beach island",
-        "action": "bobbing drifting: floating; loitering pausing: waiting; stalking lurking: hunting; rinsing mopping: washing",
-        "colour": "ivory pearl: white; ebony jet: black; chestnut russet: brown; slate ash: grey",
-        "thing": "canoes dinghies rafts ferries sacks tins baskets crates mussels oysters clams cockles scarves mittens jackets jerseys"}}
-COUNTS = "two three four five: fewer_than_six; seven eight nine ten: more_than_six"
+# Words stand in chains, narrow to wide (configs/worlds.json): a spaniel is a dog, a dog is a pet, a pet is an animal; the bench is at the
+# fountain, the fountain is in the garden. Two chains exclude each other from the level on at which they differ: nothing is a dog and a cat.
+# The entries of an aspect are equally large, so that each word of a level is drawn equally often.
+WORLDS = Path(__file__).parent / "configs" / "worlds.json"  # {domain: {aspect: {"narrow words": [what they all are, …]}}}
 OPENERS = ("after the rain, before the storm, during the holidays, on the weekend, under the sun, through the mist, despite the noise, since the visit, "
            "for the feast, around the corner, until the evening, behind the crowd").split(", ")
 ASPECTS = ("action", "place", "colour", "count")  # a premise tells two of these and leaves two open
@@ -80,8 +60,7 @@ TOY_SIZES = {"train": 20_000, "validation": 1_000, "test": 1_000}
 TOY = r"toy(?:-(park|harbour))?(?::(\d+))?"  # its names
 
 def toy_examples(count, seed=0, domain="park", split="train"):
-    """`count` rows of the toy world, a function of the arguments alone; 20,000 take a second. Raises DataError.
-
+    """`count` rows of the toy world, a function of the arguments alone; 20,000 take a second.
     "during the holidays a spaniel was seen running near several kites by the bench." / "a dog is moving near kites."
     -> entailment: "a spaniel is a dog, and running is moving, so a dog is moving near kites."
 
@@ -89,20 +68,15 @@ def toy_examples(count, seed=0, domain="park", split="train"):
     place, colour, count), the same with a kind ("kind+place") or a denial ("negation+place") before it, and breadth (kind and place, one of
     them wider in the premise). No shortcut is there to learn: labels are equally many, the premise is drawn without the label, the
     hypothesis' words are as likely for each label, and the number of shared words is the same."""
-    if domain not in WORLDS or split not in SPLITS:
-        raise DataError(f"no toy world {domain!r} with a split {split!r}; there are {', '.join(WORLDS)} and {', '.join(SPLITS)}")
-    chains = {aspect: [] for aspect in (*WORLDS[domain], "count")}  # {"kind": [("spaniel", "dog", "pet", "animal"), …], …}
-    for aspect, table in (WORLDS[domain] | {"count": COUNTS}).items():
-        for words, _, wider in (entry.partition(": ") for entry in table.split("; ")):
-            chains[aspect] += [(word, *(w.replace("_", " ") for w in wider.split())) for word in words.split()]
+    chains = {aspect: [(word, *wider) for words, wider in table.items() for word in words.split()]
+              for aspect, table in json.loads(WORLDS.read_text())[domain].items()}  # {"kind": [("spaniel", "dog", "pet", "animal"), …], …}
     rng, labels = random.Random(f"{domain} {split} {seed}"), [LABELS[i % 3] for i in range(count)]
     rng.shuffle(labels)
     return [toy_row(rng, chains, label, split, f"{domain}-{split}-{seed}-{i}") for i, label in enumerate(labels)]
 
 def toy_row(rng, chains, label, split, name):
-    """One example of the toy world with the label asked for."""
-    # The premise is drawn before the label is looked at; it tells two aspects of four. Its split is a hash of each pair (its member, another
-    # of its words): one pair in eight is kept for test, one for validation. A Latin square: each split shows every word equally often.
+    """One example. The premise is drawn before the label is looked at; it tells two aspects of four. Its split is a hash of each pair (its
+    member, another of its words), a Latin square: one pair in eight is kept for test, one for validation, and each shows every word."""
     style, where = rng.choices(("", "kind", "negation", "breadth"), (40, 40, 10, 10))[0], ""
     while where != split:
         index = {aspect: rng.randrange(len(options)) for aspect, options in chains.items()}
@@ -116,7 +90,6 @@ def toy_row(rng, chains, label, split, name):
     mine = {aspect: chains[aspect][i] for aspect, i in index.items()}
     words = {aspect: toy_word(aspect, mine[aspect], level[aspect]) for aspect in ("kind", "thing", *told)}
     premise = f"{rng.choice(OPENERS)} {toy_sentence({'count': 'several', **words}, 'was seen')}."
-
     # The hypothesis: the aspects that it words anew and their levels there. Neutral asks for what the premise leaves open
     # (an aspect not told; a narrower word); a contradiction turns one aspect to an excluding chain. A denial swaps the two.
     if style == "breadth":
@@ -136,7 +109,6 @@ def toy_row(rng, chains, label, split, name):
     said = bare | {aspect: toy_word(aspect, other.get(aspect, mine[aspect]), target[aspect]) for aspect in changed}
     but = f" but not {said[asked]}{' ones' if asked == 'colour' else ''}" if denied else ""
     hypothesis = f"{toy_sentence(bare if denied else said, 'is')}{but}."
-
     # The reason: a clause for each changed aspect, then what follows. Beside an exclusion, what stays open is left unsaid.
     steps = []
     for aspect in changed:
@@ -163,9 +135,7 @@ def toy_sentence(words, verb):  # {"kind": "spaniel", "action": "running", "thin
     near = ["near", words.get("count"), words.get("colour"), words["thing"]] if "thing" in words else []
     return " ".join(filter(None, ("a", words["kind"], verb, words.get("action"), *near, words.get("place"))))
 
-
 # --- files ------------------------------------------------------------------------------------------------------------
-
 NAMES = {  # a field goes by the name that our files, e-SNLI, SNLI or SICK give it; FILE?premise=NAME gives another
     "id": ("id", "pairID", "pair_ID"), "label": ("label", "gold_label", "entailment_label"), "rationale": ("rationale", "explanation"),
     "premise": ("premise", "Sentence1", "sentence1", "sentence_A"), "hypothesis": ("hypothesis", "Sentence2", "sentence2", "sentence_B"),
@@ -306,14 +276,13 @@ def example_of(row, names=(), numbers="", name=""):
             raise DataError(f"{column} is {value!r}, not {'UTF-8' if isinstance(value, str) else 'a text'}")
         return " ".join(value.split())  # line breaks and doubled spaces are one space to a tokenizer
 
-    raw = row[found["label"]]
-    label = "" if raw is None else str(raw).strip().lower()
+    label = "" if row[found["label"]] is None else str(row[found["label"]]).strip().lower()
     label = {str(numbers.find(word[0].upper())): word for word in LABELS if numbers}.get(label, label)
     if label in ("-", "-1"):  # -1: what - became in copies with numbers
         raise DataError(NO_LABEL)
     if label not in ("", *LABELS):
-        raise DataError(f"{found['label']} is {raw!r}; it may be {', '.join(LABELS)}, - (left out) or empty (unlabelled); for 0, 1, 2, of which three "
-                        "readings are in use, FILE?labels=ENC says which letter is which number")  # fmt: skip
+        raise DataError(f"{found['label']} is {row[found['label']]!r}; it may be {', '.join(LABELS)}, - (left out) or empty (unlabelled); "
+                        "for 0, 1, 2, of which three readings are in use, FILE?labels=ENC says which letter is which number")  # fmt: skip
     premise, hypothesis = (text(found[ours], row[found[ours]]) for ours in ("premise", "hypothesis"))
     if not premise or not hypothesis:
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")
@@ -327,7 +296,6 @@ def example_of(row, names=(), numbers="", name=""):
 def fetch_esnli(folder, split=None):
     """Bring the official files of e-SNLI (Camburu et al. 2018) that are not there yet, from $ESNLI_URL if it is set. Each grows as
     NAME.part.csv, which a later try or call goes on with, and takes its name once its length and rows are right. Raises DataError."""
-
     def download():
         done = part.stat().st_size if part.exists() else 0
         try:
@@ -358,8 +326,7 @@ def fetch_esnli(folder, split=None):
         os.replace(part, folder / file)
 
 def retry(call, tries=5, pause=1.0):
-    """call(), and again after a failure that may pass (408, 416, 429, 5xx, timeouts, cut lines), when the server's Retry-After says, else
-    after 1, 2, 4, … seconds. Raises the last failure."""
+    """call(), again after failures that may pass: when the server's Retry-After says, else after 1, 2, 4, … seconds. Raises the last."""
     for attempt in range(tries):
         try:
             return call()
@@ -367,12 +334,10 @@ def retry(call, tries=5, pause=1.0):
             code = getattr(e, "code", 500)
             if attempt == tries - 1 or (code < 500 and code not in (408, 416, 429)):
                 raise
-            told = str(e.headers.get("Retry-After")) if isinstance(e, urllib.request.HTTPError) else ""
+            told = str(getattr(e, "headers", {}).get("Retry-After"))
             time.sleep(int(told) if told.isdigit() else pause * 2**attempt)
 
-
 # --- tokens -----------------------------------------------------------------------------------------------------------
-
 PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100  # <extra_id_0> … <extra_id_99>: T5's blanks; ids count down from the end
 SPECIAL = re.compile(r"(<extra_id_\d\d?>|</s>|<pad>|<unk>)")
@@ -380,7 +345,6 @@ SPECIAL = re.compile(r"(<extra_id_\d\d?>|</s>|<pad>|<unk>)")
 class Tokenizer:
     """Text to T5's token ids and back, over a SentencePiece file (Kudo and Richardson 2018); the same ids as transformers' T5Tokenizer.
     A special token spelled out in the text ("</s>", "<extra_id_0>") becomes that token's one id, as there."""
-
     def __init__(self, path):
         self.path = Path(path)
         self.model = sentencepiece.SentencePieceProcessor()
@@ -414,8 +378,6 @@ def train_vocabulary(texts, path, size):
     """Train a unigram vocabulary (Kudo 2018) in T5's layout and write it to `path`: `size` pieces before the 100 sentinels, fewer where
     the texts hold no more; LABELS are whole pieces. The trainer gets each word as often as its share of 200,000, however long the texts."""
     words = Counter(word for text in texts for word in text.split())
-    if not words:
-        raise DataError(f"{path}: there is no text to make a vocabulary from")
     words.update(dict.fromkeys(LABELS, 1 + words.total() // 100))
     lines = [word for word, count in words.items() for _ in range(1 + 200_000 * count // words.total())]
     # The trainer takes for candidates what two different words begin with: "dog" alone is none, "dog" and "dog." make one.
@@ -423,6 +385,8 @@ def train_vocabulary(texts, path, size):
     path, part = Path(path), Path(f"{path}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if len(words) == len(LABELS):
+            raise RuntimeError("there is no text")
         with open(part, "wb") as file:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(lines + stems + [f"{stem}." for stem in stems]), model_writer=file, vocab_size=size, model_type="unigram",
@@ -432,18 +396,15 @@ def train_vocabulary(texts, path, size):
             raise RuntimeError("it would break a label's word up")
         os.replace(part, path)
     except RuntimeError as e:
-        part.unlink()
+        part.unlink(missing_ok=True)
         why = str(e).strip().splitlines()[-1].strip()
         raise DataError(f"no vocabulary of {size} pieces from {len(words)} words: {why}; change the size or give more text") from None
 
-
 # --- formats: how an example is put to the model, and its answer read back ---------------------------------------------
-
 @dataclass(frozen=True)
 class Format:
     """A way to put an example to the model. `sources` are wordings, of which an example's id picks one; `target` names its parts,
     "label" and "rationale", in order; `answer` is the pattern that reads it back; `words` stand for the labels."""
-
     name: str
     target: str
     answer: str
@@ -495,17 +456,14 @@ FORMATS = {format.name: format for format in (
     Format("instruction", "{label}", r"-?\s*LABEL", tuple(f"{text} OPTIONS: - {' - '.join(OPTIONS)}" for text in INSTRUCTIONS), OPTIONS),
 )}  # fmt: skip
 
-
 # --- batches ----------------------------------------------------------------------------------------------------------
-
 def encode_example(tokenizer, format, example, explanation=0, max_source=512, max_target=256):
     """(source ids, target ids, label tokens): the last tells of each target token whether it belongs to the label."""
     return encode_examples(tokenizer, format, [(example, explanation)], max_source, max_target)[0]
 
 def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):
-    """[(example, number of the explanation), …] -> a row of encode_example for each. Pieces are encoded one by one, which gives the ids of
-    the whole text, as no SentencePiece token reaches across a space; </s> belongs to the last piece. Longer texts are cut, </s> kept.
-    An example without what the format asks for has a target of </s> alone: good for asking, not for training."""
+    """[(example, number of the explanation), …] -> their rows. Pieces are encoded one by one, which gives the ids of the whole text, as no
+    SentencePiece token reaches across a space. Longer texts are cut, </s> kept. Without what the format asks for, a target is </s> alone."""
     written = [format.pieces(*row) for row in rows]
     ids = iter(tokenizer.encode_all([text for source, pieces in written for text in (source, *(text for _, text in pieces))]))
     encoded = []
@@ -522,7 +480,6 @@ def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):
 class Encoded:
     """Rows of encode_example in one flat file of ids that is mapped, not read: it costs no start and no memory, and processes share it.
     Item i is (source ids, target ids, label tokens) as numpy arrays; lengths (N, 2) are those of source and target."""
-
     def __init__(self, path):
         self.ids = np.memmap(f"{path}.ids", np.int32, "r")  # sources and targets in turn; a token of the label as -1 - id
         self.ends = np.memmap(f"{path}.ends", np.int64, "r").reshape(-1, 2)
@@ -543,7 +500,7 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     given = isinstance(source, list)
     key = hashlib.sha256(repr((given or str(source), split, tasks, max_source, max_target, limit, explanations)).encode())
     names = [] if given else [name for name, _, _ in parts_of(source) if not re.fullmatch(TOY, name)]
-    for path in (tokenizer.path, __file__, *(path for name in names for path, _ in files_of(name, split))):
+    for path in (tokenizer.path, __file__, WORLDS, *(path for name in names for path, _ in files_of(name, split))):
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 key.update(block)
@@ -581,7 +538,6 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
 @dataclass
 class Batch:
     """Rows side by side, padded on the right to the longest."""
-
     source: torch.Tensor  # (B, S) long, padded with 0
     source_mask: torch.Tensor  # (B, S) bool, True = token
     labels: torch.Tensor  # (B, T) long, padded with -100
@@ -595,7 +551,6 @@ class Batch:
 
 def collate(rows, ids=()):
     """Rows of encode_example -> Batch."""
-
     def pad(side, value, dtype=np.int64):
         table = np.full((len(side), max(map(len, side))), value, dtype)
         for cells, row in zip(table, side, strict=True):
@@ -607,11 +562,9 @@ def collate(rows, ids=()):
 
 class BucketSampler:
     """Batches of row numbers for ever, rows of like length together, every row once an epoch; the last of a pool may be smaller.
-
     lengths (N,) or (N, 2): of each row, or of its source and target. An epoch's order depends on (seed, epoch) alone: rows are shuffled and
-    cut into pools of 512 batches; a pool is cut in two, along the side and at the place that leave the least padding, and the parts again,
-    until each is a batch; the batches are shuffled. Lengths are blurred by 1% at each epoch, or rows would keep the same company."""
-
+    cut into pools of 512 batches; a pool is sorted by the side that would waste more padding and halved, and the halves again, until each
+    is a batch; the batches are shuffled. Lengths are blurred by 1% at each epoch, or rows would keep the same company."""
     def __init__(self, lengths, batch_size, seed):
         if not len(lengths) or batch_size < 1:
             raise DataError(f"{len(lengths)} rows in batches of {batch_size}: there must be at least one of each")
@@ -625,18 +578,14 @@ class BucketSampler:
         order, pool = rng.permutation(len(self.lengths)), 512 * self.batch_size
         parts, batches = [order[i : i + pool] for i in range(0, len(order), pool)], []
         while parts:
-            rows, best = parts.pop(), np.inf
-            cuts = np.arange(self.batch_size, len(rows), self.batch_size)
-            for side in range(self.lengths.shape[1] if len(cuts) else 0):
-                ranked = rows[blurred[rows, side].argsort()]
-                widest = np.maximum.accumulate(blurred[ranked]).sum(1), np.maximum.accumulate(blurred[ranked[::-1]])[::-1].sum(1)
-                cells = widest[0][cuts - 1] * cuts + widest[1][cuts] * (len(rows) - cuts)
-                if cells.min() < best:
-                    best, halves = cells.min(), np.split(ranked, cuts[[cells.argmin()]])
-            if len(cuts):
-                parts += halves
-            else:
+            rows = parts.pop()
+            if len(rows) <= self.batch_size:
                 batches.append(rows.tolist())
+                continue
+            side = (blurred[rows].max(0) - blurred[rows].mean(0)).argmax()
+            rows = rows[blurred[rows, side].argsort()]
+            half = -(-len(rows) // self.batch_size) // 2 * self.batch_size
+            parts += [rows[:half], rows[half:]]
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def __iter__(self):
@@ -655,21 +604,38 @@ class BucketSampler:
         """Go on from a place that state_dict gave."""
         self.epoch, self.position = state["epoch"], state["position"]
 
-
 # --- python data.py ---------------------------------------------------------------------------------------------------
-
 def describe(examples):
-    """Print what a data set holds: rows, labels, lengths in words, repeated pairs, the toy world's kinds, three samples."""
-
-    def shares(values):
-        return ", ".join(f"{value or '(none)'} {count:,} ({count / len(examples):.1%})" for value, count in Counter(values).most_common())
-
-    repeated = len(examples) - len({(e.premise, e.hypothesis) for e in examples})
-    print(f"rows         {len(examples):,}, on {len({e.premise for e in examples}):,} premises; {repeated:,} ({repeated / max(1, len(examples)):.2%}) "
-          f"repeat an earlier pair\nlabels       {shares(e.label for e in examples)}\nkinds        {shares(e.kind for e in examples)}")  # fmt: skip
-    for part in ("premise", "hypothesis", "explanations"):
-        words = sorted(len(text.split()) for e in examples for text in ([getattr(e, part)] if part != "explanations" else e.explanations)) or [0]
-        print(f"{part:12} {words[len(words) // 2]:4d} words in the middle, {words[-1]} at most; {len(words):,} in all")
+    """Print what a data set holds and what gives its labels away (Gururangan et al. 2018, "Annotation artifacts"): rows, labels, pairs that
+    come twice, properties label by label, the words that go with a label (by pointwise mutual information), three samples."""
+    def words(text):
+        return re.findall(r"\w+", text.lower())
+    def lacking(text, *others):  # the share of its words that the others do not have
+        return 100 * np.mean([word not in words(" ".join(others)) for word in words(text)] or [0])
+    pairs, kinds = {}, Counter(e.kind for e in examples if e.kind)
+    for e in examples:
+        pairs.setdefault((e.premise.lower(), e.hypothesis.lower()), []).append(e.label)
+    print(f"{len(examples):,} rows on {len({e.premise for e in examples}):,} premises; {sum(len(found) > 1 for found in pairs.values()):,} pairs come twice "
+          f"or more, {sum(len(set(found)) > 1 for found in pairs.values()):,} with several labels; kinds: "
+          + (", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()) or "none"))  # fmt: skip
+    groups = {label or "none": [e for e in examples if e.label == label] for label in (*LABELS, None)}
+    groups = {label: group for label, group in groups.items() if group}
+    print(f"\n{'':38}" + "".join(f"{label:>15}" for label in groups) + f"\n{'rows':38}" + "".join(f"{len(group):15,}" for group in groups.values()))
+    for name, measure in {
+            "words of a premise": lambda e: [len(words(e.premise))], "words of a hypothesis": lambda e: [len(words(e.hypothesis))],
+            "words of an explanation": lambda e: [len(words(text)) for text in e.explanations],
+            "% hypothesis words not in the premise": lambda e: [lacking(e.hypothesis, e.premise)],
+            "% hypotheses with a negation": lambda e: [100 * bool(re.search(r"\b(no|not|nobody|nothing|never|none)\b|n't\b", e.hypothesis.lower()))],
+            "% explanation words in neither": lambda e: [lacking(text, e.premise, e.hypothesis) for text in e.explanations],
+            "% explanations with 'just because'": lambda e: [100 * ("just because" in text.lower()) for text in e.explanations]}.items():  # fmt: skip
+        means = [np.mean([value for e in group for value in measure(e)] or [0]) for group in groups.values()]
+        print(f"{name:38}" + "".join(f"{mean:15.1f}" for mean in means))
+    for name, texts in (("hypothesis", lambda e: [e.hypothesis]), ("explanation", lambda e: e.explanations)):
+        counts = {label: Counter(word for e in group for text in texts(e) for word in set(words(text))) for label, group in groups.items()}
+        total = sum(counts.values(), Counter())
+        for label, found in counts.items():  # 100 is added to each count, or rare words would come first
+            best = sorted(found, key=lambda word: (found[word] + 100) / (total[word] + 100 * len(counts)), reverse=True)[:10]
+            print(f"{name} words of {label}: {', '.join(f'{word} {found[word] / total[word]:.0%}' for word in best)}")
     for e in random.Random(0).sample(examples, min(3, len(examples))):
         print(f"\n  premise      {e.premise}\n  hypothesis   {e.hypothesis}\n  label        {e.label}", *e.explanations, sep="\n  explanation  ")
 

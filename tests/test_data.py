@@ -72,15 +72,13 @@ def test_toy_shape(toy):
 def meanings(domain):
     """word or phrase -> (aspect, the set of narrowest things it can be), read off the tables, without the generator's code."""
     found = {}
-    tables = {**data.WORLDS[domain], "count": "two three four five: ; seven eight nine ten: "}
-    for aspect, table in tables.items():
-        for words, _, wider in (entry.partition(": ") for entry in table.split("; ")):
+    for aspect, table in json.loads(data.WORLDS.read_text())[domain].items():
+        for words, wider in table.items():
             members = set(words.split())
             for word in members:
                 found[word] = (aspect, {word})
-            for word in wider.split():
+            for word in wider:
                 found[word] = (aspect, found.get(word, (aspect, set()))[1] | members)
-    found["fewer than six"], found["more than six"] = ("count", set("two three four five".split())), ("count", set("seven eight nine ten".split()))
     return found
 
 
@@ -152,7 +150,8 @@ def all_words(row):
 
 def test_toy_domains_share_grammar_and_no_content(toy):
     words = [{word for row in toy[domain, "train"] for word in all_words(row)} for domain in DOMAINS]
-    content = [set(re.findall("[a-z]+", " ".join(data.WORLDS[domain].values())))
+    content = [{word for aspect, table in json.loads(data.WORLDS.read_text())[domain].items() if aspect != "count"
+                for word in re.findall("[a-z]+", json.dumps(table))}
                for domain in DOMAINS]
     assert not content[0] & content[1] and words[0] - content[0] == words[1] - content[1]
     assert all(130 <= len(some) <= 250 for some in words)
@@ -219,8 +218,6 @@ def test_read_toy_by_name():
         read_examples("toy-moon")
     with pytest.raises(DataError, match="dev.*legal are train"):
         read_examples("toy", "dev")
-    with pytest.raises(DataError, match="desert.*park"):
-        toy_examples(1, domain="desert")
 
 
 # ---- files
@@ -539,7 +536,7 @@ def test_vocabulary_faults(tmp_path, tokenizer):
         Tokenizer(tmp_path / "other.model")
     with pytest.raises(DataError, match="no vocabulary of 3 pieces"):
         data.train_vocabulary(["a dog naps here"] * 20, tmp_path / "small.model", 3)
-    with pytest.raises(DataError, match="no text to make a vocabulary from"):
+    with pytest.raises(DataError, match="there is no text"):
         data.train_vocabulary([], tmp_path / "small.model", 300)
     assert not list(tmp_path.glob("small*"))
 
@@ -646,7 +643,7 @@ def test_label_tokens_in_token_space(tokenizer, name):
 @needs_real
 def test_pieces_equal_the_whole_with_the_real_vocabulary():
     tokenizer = Tokenizer(Path(REAL) / "t5" / "spiece.model")
-    for row in read_examples(Path(REAL) / "data" / "esnli" / "esnli_dev.csv", limit=3000):
+    for row in read_examples(Path(REAL) / "data" / "esnli" / "esnli_dev.csv", limit=500):
         for format in FORMATS.values():
             assert encode_example(tokenizer, format, row, max_target=1000)[1] == tokenizer.encode(format.render(row)[1])
 
@@ -696,7 +693,7 @@ def test_company_changes():
     pairs = [(int(rng.lognormvariate(3.45, 0.35)), int(rng.lognormvariate(2.75, 0.5))) for _ in range(6000)]
     sampler = BucketSampler(pairs, 32, 0)
     company = [{(i, j) for batch in sampler.batches(epoch) for i in batch for j in batch if i < j} for epoch in (0, 1)]
-    assert len(company[0] & company[1]) < 0.4 * len(company[0]), "rows that meet in an epoch seldom meet in the next"
+    assert len(company[0] & company[1]) < 0.6 * len(company[0]), "many rows that meet in an epoch do not meet in the next"
     first = [np.mean([pairs[i][0] for i in batch]) for batch in sampler.batches(0)]
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.3, "long batches come between short ones"
 
@@ -783,10 +780,10 @@ def test_command(tmp_path, capsys):
         except SystemExit as e:
             return e.code, *capsys.readouterr()
 
-    file = write(tmp_path / "a.csv", "premise,hypothesis,label,rationale\np one,h,neutral,because\np one,h,neutral,\n")
+    file = write(tmp_path / "a.csv", "premise,hypothesis,label,rationale\np one,h,neutral,because\nP one,h,entailment,\n")
     status, out, _ = run(file)
-    assert status == 0 and "neutral 2 (100.0%)" in out and "rows         2, on 1 premises; 1 (50.00%) repeat" in out
-    assert out.count("  premise      p one") == 2
+    assert status == 0 and "2 rows on 2 premises; 1 pairs come twice or more, 1 with several labels" in out
+    assert out.count("  premise      p one") == 1
     assert "python data.py download [esnli]" in run("--help")[1]
     for arguments in (("nothing.csv",), ("--speed=9",), ("download", "snli"), ("download", "esnli", "here"), (file, file)):
         status, _, err = run(*arguments)
@@ -804,9 +801,29 @@ def test_download_command(official, tmp_path, capsys):
     assert len(read_examples(tmp_path / "here", "train")) == 6
 
 
-def test_describe_toy_and_nothing(capsys):
+def test_describe_counts_what_one_can_count_by_hand(capsys):
+    rows = [Example("1", "A man sleeps.", "A man is awake.", "contradiction", ("Just because he can't.",)),
+            Example("2", "A man runs.", "Nobody runs, no man.", "contradiction", ("A man runs.", "He does.")),
+            Example("3", "A cat sits.", "A cat sits.", "entailment", kind="copy"), Example("4", "A cat", "A cat sits", None)]
+    data.describe(rows)
+    out = capsys.readouterr().out
+    table = {line[:38].strip(): [float(cell) for cell in line[38:].split()] for line in out.splitlines() if re.match(".{38} +[0-9]", line)}
+    assert table["rows"] == [1, 2, 1] and table["words of a premise"] == [3, 3, 2] and table["words of an explanation"] == [0, 3.3, 0]
+    assert table["% hypotheses with a negation"] == [0, 50, 0]
+    assert table["% hypothesis words not in the premise"] == [0, 50, 33.3]
+    assert table["% explanations with 'just because'"] == [0, 33.3, 0] and "kinds: copy 1" in out
     data.describe(toy_examples(300))
-    text = capsys.readouterr().out
-    assert "kinds" in text and "breadth" in text and "100 (33.3%)" in text
+    assert "breadth" in capsys.readouterr().out
     data.describe([])
-    assert capsys.readouterr().out.startswith("rows         0")
+    assert capsys.readouterr().out.startswith("0 rows")
+
+
+@needs_real
+def test_describe_the_real_dev_split(capsys):
+    data.describe(read_examples(Path(REAL) / "data" / "esnli" / "esnli_dev.csv"))
+    out = capsys.readouterr().out
+    table = {line[:38].strip(): [float(cell.replace(",", "")) for cell in line[38:].split()] for line in out.splitlines() if re.match(".{38} +[0-9]", line)}
+    assert "2 pairs come twice or more, 0 with several labels" in out and table["rows"] == [3329, 3235, 3278]
+    negation, because = table["% hypotheses with a negation"], table["% explanations with 'just because'"]
+    assert negation[2] > 3 * max(negation[:2]) and 18 < because[1] < 25 and max(because[0], because[2]) < 1
+    assert "nobody 100%" in out and "sleeping 88%" in out, "the artefacts that Gururangan et al. found"
