@@ -1,10 +1,10 @@
 """What a model costs, and what a smaller one saves: the compression analysis.
 
-    python bench.py                                    the built-in sizes nano, micro and small on random weights    (2 minutes, 2 cores)
+    python bench.py                                    the built-in sizes nano, micro and small on random weights    (90 seconds, 2 cores)
     python bench.py out/tiny out/tiny_teacher          trained runs side by side, with what evaluate.py found
     python bench.py google/flan-t5-small base          checkpoint folders, hub names and sizes mix
     python bench.py small --against=transformers       the same tokens asked of transformers, in turns in one process
-    python bench.py small --growth                     how time and memory grow with each length, and how they should (2 minutes)
+    python bench.py small --growth                     how time and memory grow with each length, and how they should (90 seconds)
 
 An answer is 32 greedy tokens from 64 of a source, neither more nor fewer, so that models compare; batch x beams is 1 x 1 for latency,
 also 1 x 4, 16 x 1 and 16 x 4 for tokens a second. --device=cpu,cuda (both where there is a GPU) and --dtype=float32,bfloat16,int8 (int8
@@ -195,8 +195,8 @@ def print_table(title, rows):
     """Print {name: {column: number, text or None}} under a title, numbers with three digits and k, M, G or T for thousands."""
 
     def text(cell):
-        if cell is None or isinstance(cell, str):
-            return cell or "–"
+        if cell is None or isinstance(cell, str) or isinstance(cell, int) and cell < 1000:
+            return "–" if cell is None else str(cell)
         power = min((len(str(int(cell))) - 1) // 3, 4)
         return f"{cell / 1000**power:#.3g}".rstrip(".") + ("", " k", " M", " G", " T")[power]
 
