@@ -48,9 +48,8 @@ class Example:
     kind: str = ""  # the toy world's inference type, such as "kind+place"
 
 # --- the toy world: pairs that can be judged only with knowledge of the words -----------------------------------------
-# Words stand in chains, narrow to wide (configs/worlds.json): a spaniel is a dog, a dog is a pet, a pet is an animal; the bench is at the
-# fountain, the fountain is in the garden. Two chains exclude each other from the level on at which they differ: nothing is a dog and a cat.
-# The entries of an aspect are equally large, so that each word of a level is drawn equally often.
+# Words stand in chains, narrow to wide: a spaniel is a dog, a dog is a pet, a pet is an animal. Two chains exclude each other from the level
+# on at which they differ: nothing is a dog and a cat. Entries of an aspect are equally large: each word of a level is drawn equally often.
 WORLDS = Path(__file__).parent / "configs" / "worlds.json"  # {domain: {aspect: {"narrow words": [what they all are, …]}}}
 OPENERS = ("after the rain, before the storm, during the holidays, on the weekend, under the sun, through the mist, despite the noise, since the visit, "
            "for the feast, around the corner, until the evening, behind the crowd").split(", ")
@@ -63,7 +62,6 @@ def toy_examples(count, seed=0, domain="park", split="train"):
     """`count` rows of the toy world, a function of the arguments alone; 20,000 take a second.
     "during the holidays a spaniel was seen running near several kites by the bench." / "a dog is moving near kites."
     -> entailment: "a spaniel is a dog, and running is moving, so a dog is moving near kites."
-
     Domains share grammar and no content word. Rows of "train" have one explanation, others three wordings of it. Kinds: one step (action,
     place, colour, count), the same with a kind ("kind+place") or a denial ("negation+place") before it, and breadth (kind and place, one of
     them wider in the premise). No shortcut is there to learn: labels are equally many, the premise is drawn without the label, the
@@ -152,7 +150,6 @@ def cache_folder():
 
 def read_examples(name, split=None, limit=0, max_bad=0.01):
     """The examples of a source, at most `limit` if it is not 0; split: train, validation, test, or None for all rows. Raises DataError.
-
     A source is a file (.csv, .tsv, .jsonl), "toy" or "toy-harbour" ("toy:5000": so many training rows), "esnli" (fetched once), or a folder
     of e-SNLI's or SNLI's files. A file is split by its column `split` (SICK: SemEval_set), else by `split_of`. "FILE?premise=NAME&labels=NEC"
     names columns, and what labels 0, 1, 2 are: here neutral, entailment, contradiction. "a+b" mixes sources, a row of each in turn;
@@ -173,8 +170,7 @@ def stream_examples(name, split=None, max_bad=0.01):
         else:
             rows = ((own or told or split_of(e.premise), e) for path, own in files_of(part, split) for told, e in read_file(path, options, max_bad))
         for own, example in rows:
-            if split in (None, own):
-                yield from [example] * int((weight if split in (None, "train") else 1) + rng.random())
+            yield from [example] * (split in (None, own)) * int((weight if split in (None, "train") else 1) + rng.random())
 
     yield from (example for turn in zip_longest(*(stream(*part) for part in parts_of(name))) for example in turn if example)
 
@@ -243,8 +239,7 @@ def rows_of(path, names=()):
             yield from ((line, text) for line, text in enumerate(file, 1) if text.strip())
             return
         table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(file)
-        header = tuple(next(table, ()))
-        columns(header, names)
+        columns(header := tuple(next(table, ())), names)
         line = table.line_num + 1
         for row in table:  # a quoted cell may hold line breaks; cells missing at the end are looked for by their names
             if row:
@@ -311,7 +306,6 @@ def fetch_esnli(folder, split=None):
                 bar.update(out.write(block))
         if part.stat().st_size < total:
             raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
-
     folder.mkdir(parents=True, exist_ok=True)
     for file, rows in [item for own in SPLITS if split in (None, own) for item in FOLDERS[0][own].items() if not (folder / item[0]).exists()]:
         url, part = f"{os.environ.get('ESNLI_URL', ESNLI_URL).rstrip('/')}/{file}", folder / file.replace(".csv", ".part.csv")
@@ -331,23 +325,20 @@ def retry(call, tries=5, pause=1.0):
         try:
             return call()
         except (OSError, HTTPException) as e:
-            code = getattr(e, "code", 500)
-            if attempt == tries - 1 or (code < 500 and code not in (408, 416, 429)):
+            if attempt == tries - 1 or (getattr(e, "code", 500) < 500 and e.code not in (408, 416, 429)):
                 raise
             told = str(getattr(e, "headers", {}).get("Retry-After"))
             time.sleep(int(told) if told.isdigit() else pause * 2**attempt)
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
-PAD, EOS, UNK = 0, 1, 2
-SENTINELS = 100  # <extra_id_0> … <extra_id_99>: T5's blanks; ids count down from the end
+PAD, EOS, UNK, SENTINELS = 0, 1, 2, 100  # sentinels are T5's blanks, <extra_id_0> … <extra_id_99>; their ids count down from the end
 SPECIAL = re.compile(r"(<extra_id_\d\d?>|</s>|<pad>|<unk>)")
 
 class Tokenizer:
     """Text to T5's token ids and back, over a SentencePiece file (Kudo and Richardson 2018); the same ids as transformers' T5Tokenizer.
     A special token spelled out in the text ("</s>", "<extra_id_0>") becomes that token's one id, as there."""
     def __init__(self, path):
-        self.path = Path(path)
-        self.model = sentencepiece.SentencePieceProcessor()
+        self.path, self.model = Path(path), sentencepiece.SentencePieceProcessor()
         try:
             self.model.LoadFromSerializedProto(self.path.read_bytes())
         except (OSError, RuntimeError) as e:
@@ -385,20 +376,18 @@ def train_vocabulary(texts, path, size):
     path, part = Path(path), Path(f"{path}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if len(words) == len(LABELS):
+        if words.keys() == set(LABELS):
             raise RuntimeError("there is no text")
         with open(part, "wb") as file:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(lines + stems + [f"{stem}." for stem in stems]), model_writer=file, vocab_size=size, model_type="unigram",
                 pad_id=PAD, eos_id=EOS, unk_id=UNK, bos_id=-1, hard_vocab_limit=False, character_coverage=0.9999, num_threads=1, minloglevel=2)  # fmt: skip
-        tokenizer = Tokenizer(part)
-        if any(len(tokenizer.encode(label)) != 2 for label in LABELS):
+        if any(len(Tokenizer(part).encode(label)) != 2 for label in LABELS):
             raise RuntimeError("it would break a label's word up")
         os.replace(part, path)
     except RuntimeError as e:
         part.unlink(missing_ok=True)
-        why = str(e).strip().splitlines()[-1].strip()
-        raise DataError(f"no vocabulary of {size} pieces from {len(words)} words: {why}; change the size or give more text") from None
+        raise DataError(f"no vocabulary of {size} pieces from {len(words)} words: {str(e).strip().splitlines()[-1]}; change the size or give more text") from e
 
 # --- formats: how an example is put to the model, and its answer read back ---------------------------------------------
 @dataclass(frozen=True)
@@ -432,9 +421,9 @@ class Format:
         """What the model wrote -> (label or None, rationale). Case, spaces and a full stop may vary; what does not fit is (None, the text)."""
         label = rf"(?P<label>{'|'.join(self.words)})\s*\.?".replace(" ", r"\s+")
         found = re.fullmatch(self.answer.replace("LABEL", label), text.strip(), re.IGNORECASE | re.DOTALL)
-        said = {part: words or "" for part, words in (found.groupdict() if found else {"rationale": text}).items()}
-        word = " ".join(said.get("label", "").lower().split())
-        return LABELS[self.words.index(word)] if word else None, said.get("rationale", "").strip() if found else text
+        said = {"label": "", "rationale": "", **{part: words or "" for part, words in (found.groupdict() if found else {}).items()}}
+        word = " ".join(said["label"].lower().split())
+        return (LABELS[self.words.index(word)] if word else None, said["rationale"].strip()) if found else (None, text)
 
 PAIR = "premise: {premise} hypothesis: {hypothesis}"
 OPTIONS = ("yes", "it is not possible to tell", "no")
@@ -511,7 +500,8 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
         return {task: Encoded(folder / task) for task in tasks}
     examples, part = islice(source if given else stream_examples(source, split), limit or None), Path(f"{folder}.{os.getpid()}")
     wanted, ends, read, kept = {part for task in tasks for part in FORMATS[task].parts}, dict.fromkeys(tasks, 0), 0, 0
-    part.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     with tqdm(desc="encoding", unit="row", disable=None) as bar:
         while chunk := list(islice(examples, 5000)):
             usable = [e for e in chunk if (e.label or "label" not in wanted) and (e.explanations or "rationale" not in wanted)]
@@ -556,7 +546,6 @@ def collate(rows, ids=()):
         for cells, row in zip(table, side, strict=True):
             cells[: len(row)] = row
         return torch.from_numpy(table)
-
     source, target, label_tokens = zip(*rows, strict=True)
     return Batch(pad(source, PAD), pad([[True] * len(row) for row in source], False, bool), pad(target, -100), pad(label_tokens, False, bool), ids)
 
@@ -584,8 +573,7 @@ class BucketSampler:
                 continue
             side = (blurred[rows].max(0) - blurred[rows].mean(0)).argmax()
             rows = rows[blurred[rows, side].argsort()]
-            half = -(-len(rows) // self.batch_size) // 2 * self.batch_size
-            parts += [rows[:half], rows[half:]]
+            parts += np.split(rows, [-(-len(rows) // self.batch_size) // 2 * self.batch_size])  # whole batches on the left
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def __iter__(self):
@@ -610,23 +598,23 @@ def describe(examples):
     come twice, properties label by label, the words that go with a label (by pointwise mutual information), three samples."""
     def words(text):
         return re.findall(r"\w+", text.lower())
-    def lacking(text, *others):  # the share of its words that the others do not have
-        return 100 * np.mean([word not in words(" ".join(others)) for word in words(text)] or [0])
+    def lacking(text, other):  # the share of its words that the other does not have
+        known = set(words(other))
+        return 100 * np.mean([word not in known for word in words(text)] or [0])
     pairs, kinds = {}, Counter(e.kind for e in examples if e.kind)
     for e in examples:
         pairs.setdefault((e.premise.lower(), e.hypothesis.lower()), []).append(e.label)
     print(f"{len(examples):,} rows on {len({e.premise for e in examples}):,} premises; {sum(len(found) > 1 for found in pairs.values()):,} pairs come twice "
-          f"or more, {sum(len(set(found)) > 1 for found in pairs.values()):,} with several labels; kinds: "
-          + (", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()) or "none"))  # fmt: skip
-    groups = {label or "none": [e for e in examples if e.label == label] for label in (*LABELS, None)}
-    groups = {label: group for label, group in groups.items() if group}
+          f"or more, {sum(len(set(found)) > 1 for found in pairs.values()):,} with several labels"
+          + "; kinds:" * bool(kinds) + ",".join(f" {kind} {count:,}" for kind, count in kinds.most_common()))  # fmt: skip
+    groups = {label or "none": group for label in (*LABELS, None) if (group := [e for e in examples if e.label == label])}
     print(f"\n{'':38}" + "".join(f"{label:>15}" for label in groups) + f"\n{'rows':38}" + "".join(f"{len(group):15,}" for group in groups.values()))
     for name, measure in {
             "words of a premise": lambda e: [len(words(e.premise))], "words of a hypothesis": lambda e: [len(words(e.hypothesis))],
             "words of an explanation": lambda e: [len(words(text)) for text in e.explanations],
             "% hypothesis words not in the premise": lambda e: [lacking(e.hypothesis, e.premise)],
             "% hypotheses with a negation": lambda e: [100 * bool(re.search(r"\b(no|not|nobody|nothing|never|none)\b|n't\b", e.hypothesis.lower()))],
-            "% explanation words in neither": lambda e: [lacking(text, e.premise, e.hypothesis) for text in e.explanations],
+            "% explanation words in neither": lambda e: [lacking(text, e.premise + " " + e.hypothesis) for text in e.explanations],
             "% explanations with 'just because'": lambda e: [100 * ("just because" in text.lower()) for text in e.explanations]}.items():  # fmt: skip
         means = [np.mean([value for e in group for value in measure(e)] or [0]) for group in groups.values()]
         print(f"{name:38}" + "".join(f"{mean:15.1f}" for mean in means))
@@ -648,8 +636,7 @@ def main(argv=None):
         if "--help" in argv or "-h" in argv:
             print(__doc__)
         elif download := re.fullmatch(r"download( esnli)?( --out=(.+))?", " ".join(argv)):
-            folder = Path(download[3] or cache_folder() / "esnli").expanduser()
-            fetch_esnli(folder)
+            fetch_esnli(folder := Path(download[3] or cache_folder() / "esnli").expanduser())
             print(f"e-SNLI (Camburu et al. 2018) is in {folder}: {', '.join(file for files in FOLDERS[0].values() for file in files)}")
         elif len(argv) > 1 or (argv and argv[0].startswith("-")):
             raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
