@@ -11,7 +11,9 @@ Here are the cached decoder, greedy search, beam search and sampling (`generate`
 `Apprentice`, which holds network, vocabulary and format together. Read next: distill.py (how it learns), evaluate.py.
 """
 
+import contextlib
 import difflib
+import hashlib
 import json
 import math
 import os
@@ -287,6 +289,24 @@ class Apprentice:
                         rationales[i] = rationale
         return [Answer(a, b, "\n".join(c)) for a, b, c in zip(labels, rationales, texts, strict=True)]
 
+    def answer_once(self, pairs, folder, num_beams=1, **how):
+        """As `answer`, with a memory: what it writes stands in folder/answers.jsonl as soon as it comes and is not written again, after an
+        interruption too, for as long as the weights, vocabulary and settings in the run folder are the same."""
+        files = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model") or f.name in ("config.json", "run.json")]
+        made = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16] + f"-{num_beams}"
+        store, kept = folder / "answers.jsonl", {}
+        for line in store.read_text(encoding="utf-8").split("\n") if store.is_file() else ():
+            with contextlib.suppress(ValueError):  # a line that was cut short
+                key, premise, hypothesis, *answer = json.loads(line)
+                kept |= {(premise, hypothesis): Answer(*answer)} if key == made else {}
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in kept]
+        for start in tqdm(range(0, len(new), 500), desc="answering", unit="500 pairs", disable=not new):
+            answers = dict(zip(new[start : start + 500], self.answer(new[start : start + 500], num_beams=num_beams, **how), strict=True))
+            kept.update(answers)
+            with store.open("a", encoding="utf-8") as file:
+                file.writelines("\n" + json.dumps([made, *pair, *asdict(a).values()]) for pair, a in answers.items())
+        return [kept[pair] for pair in pairs]
+
     @torch.inference_mode()
     def score_labels(self, pairs, rationales=None, batch_size=32):
         """Log-probabilities (N, 3) of LABELS for N pairs, normalised over the three: how sure the model is, and of what else.
@@ -558,6 +578,28 @@ def options(argv, **defaults):
         else:
             values[name] = True
     return words, values
+
+
+def cells(table):
+    """A table {row: {column: value}} as lines of text, the header first: a float is a share and shown in percent, a pair of floats an
+    interval, None and NaN are a dash, text stays as it is."""
+
+    def text(value):
+        if isinstance(value, (list, tuple)):
+            return " to ".join(map(text, value))
+        empty = value is None or value != value
+        return "–" if empty else f"{100 * value:.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    return [("", *columns)] + [(name, *(text(row.get(column)) for column in columns)) for name, row in table.items()]
+
+
+def print_table(table):
+    """Print a table, as `cells` takes it, with aligned columns."""
+    lines = cells(table)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *rest in lines:
+        print("  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]))
 
 
 def main(argv=None):

@@ -15,9 +15,7 @@ them. Shares and ROUGE are fractions in eval.json and percent in print. Read nex
 """
 
 import base64
-import contextlib
 import functools
-import hashlib
 import html
 import io
 import json
@@ -37,8 +35,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from apprentice import EOS, Answer, Apprentice, options, run_main
-from data import LABELS, DataError, collate, read_examples, rows_of
+from apprentice import EOS, Apprentice, cells, options, print_table, run_main
+from data import LABELS, DataError, collate, read_examples
 
 # --- n-gram scores: ROUGE and BLEU ------------------------------------------------------------------------------------
 # ROUGE equals Google's rouge-score 0.1.2 (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"); its stemmer is Porter's
@@ -338,8 +336,7 @@ def bert_score(predictions, references, model, tokenizer, layer=None, idf=False)
 
 
 # --- findings: one question, a table that answers it, perhaps a picture ----------------------------------------------------
-# A table is {row: {column: value}}: a float is a share and shown in percent, a pair of floats an interval, None a dash, text stays. What
-# eval.json and the report hold of a question is its table, the docstring of the function that answers it, and what `picture` takes.
+# What eval.json and the report hold of a question: its table, the docstring of the function that answers it, and what `picture` takes.
 
 
 def finding(function, table, **picture):
@@ -545,27 +542,6 @@ def headline(metrics):
     return {name: metrics.get(name.replace(" ", "_")) for name in ("accuracy", "accuracy interval", "valid", "macro f1")} | shares
 
 
-def cells(table):
-    """A table as lines of text, the header first."""
-
-    def text(value):
-        if isinstance(value, (list, tuple)):
-            return " to ".join(map(text, value))
-        empty = value is None or value != value
-        return "–" if empty else f"{100 * value:.1f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    return [("", *columns)] + [(name, *(text(row.get(column)) for column in columns)) for name, row in table.items()]
-
-
-def print_table(table):
-    """Print a table with aligned columns."""
-    lines = cells(table)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for first, *rest in lines:
-        print("  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]))
-
-
 def picture(x, y, lines=None, confusion=None):
     """PNG bytes: curves {name: (xs, ys)}, or a confusion matrix, a row a gold label; colour and percent are shares of the row."""
     figure, png = Figure(figsize=(5.6, 3.9), dpi=160, layout="constrained"), io.BytesIO()
@@ -645,35 +621,16 @@ def report_page(result, lines):
 def read_predictions(path):
     """The rows of a JSONL predictions file as dicts with id, label, rationale and text; DataError names the line that is wrong."""
     predictions = []
-    for number, row in rows_of(path):
-        label, reason = (row.get("label", 0), row.get("rationale") or "") if isinstance(row, dict) else (0, 0)
-        if not isinstance(label, str | None) or not isinstance(reason, str) or "id" not in row:
-            raise DataError(f"{path}, line {number}: {row}: needed are id, label (one of {', '.join(LABELS)}, or null) and rationale (text)")
-        predictions.append({"id": str(row["id"]), "label": label, "rationale": reason, "text": row.get("text", "")})
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
+        try:
+            row = json.loads(line)
+            found = {"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": row.get("text", "")}
+            if not isinstance(found["label"], str | None) or not isinstance(found["rationale"], str):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{path}, line {number}: {line[:80]}: id, label (of {', '.join(LABELS)}, or null) and rationale (text) are needed") from None
+        predictions.append(found)
     return predictions
-
-
-def keeper(apprentice, path, opt):
-    """A function, pairs -> answers, that keeps them in path/answers.jsonl as they come and reuses them, after an interruption too, for
-    as long as weights, vocabulary, settings and beams are the same."""
-    files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".bin", ".model") or file.name in ("config.json", "run.json")]
-    made = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] + f"-{opt['num_beams']}"
-    store, kept = path / "answers.jsonl", {}
-    for line in store.read_text(encoding="utf-8").split("\n") if store.is_file() else ():
-        with contextlib.suppress(ValueError):  # a line that was cut short
-            key, premise, hypothesis, *answer = json.loads(line)
-            kept |= {(premise, hypothesis): Answer(*answer)} if key == made else {}
-
-    def answer(pairs):
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in kept]
-        for start in tqdm(range(0, len(new), 500), desc="answering", unit="500 rows", disable=not new):
-            answers = dict(zip(new[start : start + 500], apprentice.answer(new[start : start + 500], opt["batch_size"], opt["num_beams"]), strict=True))
-            kept.update(answers)
-            with store.open("a", encoding="utf-8") as file:
-                file.writelines("\n" + json.dumps([made, *pair, *asdict(a).values()]) for pair, a in answers.items())
-        return [kept[pair] for pair in pairs]
-
-    return answer
 
 
 def judge(path, opt, baselines):
@@ -690,7 +647,7 @@ def judge(path, opt, baselines):
     examples = [everything[i] for i in sorted(random.Random(seed).sample(range(len(everything)), size))]
     if apprentice:
         print(f"{path} answers {size:,} rows of {name}, split {split}")
-        ask = keeper(apprentice, path, opt)
+        ask = functools.partial(apprentice.answer_once, folder=path, num_beams=opt["num_beams"], batch_size=opt["batch_size"])
         predictions = [{"id": e.id, **asdict(a)} for e, a in zip(examples, ask([(e.premise, e.hypothesis) for e in examples]), strict=True)]
     left_out = {e.id for e in everything} - {e.id for e in examples}
     predictions = [prediction for prediction in predictions if prediction["id"] not in left_out]

@@ -411,13 +411,13 @@ def test_inserted_words():
 
 # --- answers that are kept ------------------------------------------------------------------------------------------------
 
-class Counting:
+class Counting(Apprentice):
     """An Apprentice that counts what it is asked, and breaks when it has had enough."""
 
     def __init__(self, most=10**9):
         self.asked, self.most = 0, most
 
-    def answer(self, pairs, batch_size, num_beams):
+    def answer(self, pairs, num_beams, batch_size):
         if self.asked + len(pairs) > self.most:
             raise KeyboardInterrupt
         self.asked += len(pairs)
@@ -429,32 +429,35 @@ def test_answers_are_kept_until_the_weights_change(tmp_path):
     pairs, opt = [(f"p{i}", "h") for i in range(1200)], {"num_beams": 1, "batch_size": 8}
     broken = Counting(most=1000)
     with pytest.raises(KeyboardInterrupt):
-        ev.keeper(broken, tmp_path, opt)(pairs)
+        broken.answer_once(pairs, tmp_path, **opt)
     store = tmp_path / "answers.jsonl"
     store.write_text(store.read_text() + "\n" + store.read_text().split("\n")[-1][:-9])      # killed while it wrote a line
     resumed = Counting()
-    answers = ev.keeper(resumed, tmp_path, opt)(pairs)
+    answers = resumed.answer_once(pairs, tmp_path, **opt)
     assert resumed.asked == 200 and [a.rationale for a in answers] == [f"p{i} h" for i in range(1200)] and answers[0].text == "t\u2028"
     again, beams, other = Counting(), Counting(), Counting()
-    assert ev.keeper(again, tmp_path, opt)(pairs[:700]) == answers[:700] and again.asked == 0
-    ev.keeper(beams, tmp_path, {**opt, "num_beams": 4})(pairs[:7])
+    assert again.answer_once(pairs[:700], tmp_path, **opt) == answers[:700] and again.asked == 0
+    beams.answer_once(pairs[:7], tmp_path, num_beams=4, batch_size=8)
     (tmp_path / "model.safetensors").write_bytes(b"2")
-    ev.keeper(other, tmp_path, opt)(pairs[:7])
+    other.answer_once(pairs[:7], tmp_path, **opt)
     assert (beams.asked, other.asked) == (7, 7)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
 
-class Oracle:
+class Oracle(Apprentice):
     """In place of Apprentice: right but for every third row, and not to be parsed on the first; what it writes would break a page."""
 
     run, format = {"settings": {"data": "toy", "name": "<i>"}}, "rationale_then_label"
+
+    def __init__(self):
+        pass
 
     @classmethod
     def load(cls, run_dir, device="cpu"):
         return cls()
 
-    def answer(self, pairs, batch_size, num_beams):
+    def answer(self, pairs, num_beams, batch_size):
         gold = {(e.premise, e.hypothesis): e for e in read_examples("toy", split="test") + read_examples("toy", split="validation")}
         found = [Answer(gold[pair].label if i % 3 else E, "<script>x</script> " + gold[pair].explanations[0], "raw") if pair in gold
                  else Answer(C, "", "") for i, pair in enumerate(pairs)]
@@ -517,7 +520,7 @@ def test_a_predictions_file_for_all_rows_of_a_file(tmp_path):
 
 @pytest.mark.parametrize("line, message", [
     ('{"id": "0"}', "line 1.*label"), ("no json", "line 1"), ('[1]', "line 1"),
-    ('{"id": "0", "label": 2, "rationale": ""}', "line 1.*'label': 2"),
+    ('{"id": "0", "label": 2, "rationale": ""}', 'line 1.*"label": 2'),
     ('{"id": "0", "label": null, "rationale": ["a"]}', "line 1")])
 def test_a_bad_line_of_predictions_is_named(tmp_path, line, message):
     (tmp_path / "p.jsonl").write_text(line + "\n", encoding="utf-8")
