@@ -532,7 +532,7 @@ def test_bad_command_lines_are_one_line_and_status_2(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": "nobody", "label": null, "rationale": ""}\n', encoding="utf-8")
     for arguments, message in ((["out/none"], "out/none is neither"), ([f"{tmp_path}/p.jsonl"], "--data="),
                                ([f"{tmp_path}/p.jsonl", "--data=toy", "--limit=-1"], "--limit=-1"),
-                               ([f"{tmp_path}/p.jsonl", "--data=toy"], "'nobody'"), ([str(tmp_path), "--limt=3"], "--limt"),
+                               ([f"{tmp_path}/p.jsonl", "--data=toy"], "'nobody'"), ([str(tmp_path), "--limt=3"], "limt"),
                                (["--limit=3"], "name a run")):
         with pytest.raises((DataError, SystemExit), match=re.escape(message)):
             ev.main(arguments)
