@@ -394,6 +394,7 @@ class Trainer:
         if not torch.isfinite(norm):
             raise DataError(f"step {self.steps + 1}: the gradient is not finite; try a lower lr than {c.lr}")
         self.optimizer.step()
+        torch.autograd.graph.increment_version(self.learning)  # the fused step does not tell: copies packed for generation would stay as they were
         self.optimizer.zero_grad(set_to_none=True)
         if self.lora:
             self.lora.merge()
@@ -584,8 +585,7 @@ def train(config, origin):
         sampler.load_state_dict(state["sampler"])
         best = state["best"]
         print(f"going on from step {trainer.steps}")
-    kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= trainer.steps] if log.is_file() else []
-    replace_file(log, "".join(kept).encode())
+    replace_file(log, *(x for x in (log.read_bytes().splitlines(True) if log.is_file() else []) if json.loads(x)["step"] <= trainer.steps))
     batches, started, tokens, first = iter(sampler), time.time(), 0, trainer.steps
     bar = tqdm(total=config.max_steps, initial=first, desc=config.name, unit="step")
 

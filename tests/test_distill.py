@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from apprentice import cast, cut_student
+from apprentice import cast, cut_student, generate
 from data import Batch, DataError, Tokenizer, read_examples, train_vocabulary
 from distill import (
     KINDS,
@@ -414,6 +414,17 @@ def test_every_way_of_learning_goes_on_to_the_same_bits(way):
     part.load_state_dict(state)
     assert [part.step([b]) for _ in range(3)] == want
     assert all(torch.equal(x, y) for x, y in zip(whole.student.parameters(), part.student.parameters(), strict=True))
+
+
+def test_what_is_written_between_steps_is_of_the_weights_as_they_are():
+    """Generation packs weights, and a fused optimiser changes them without a sign."""
+    b, fresh = batch(), net(7)
+    trainer = Trainer(net(0), [], Config(**SETTINGS | dict(kd_weight=0.0, lr=0.5)))
+    for _ in range(3):
+        trainer.step([b])
+        fresh.load_state_dict(trainer.student.state_dict())
+        ours, theirs = (generate(m, b.source, b.source_mask, max_new_tokens=8, min_new_tokens=8) for m in (trainer.student, copy.deepcopy(fresh)))
+        assert ours == theirs
 
 
 def test_a_micro_batch_without_a_word_to_learn_changes_nothing():
