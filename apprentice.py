@@ -52,8 +52,9 @@ class Decoder:
         memory = model.encode(source, source_mask)  # (B, S, d)
         (B, S), K, H, k, layers = source.shape, num_beams, model.config.num_heads, model.config.d_kv, model.decoder.blocks
         self.model, self.K, self.length = model, K, 0
-        numbers = torch.float32 if memory.device.type == "cpu" else memory.dtype  # what is kept is float32 where that is read faster
-        self.cross = [block.cross.split(block.cross.kv(memory)).to(numbers).contiguous() for block in layers]  # (2, B, H, S, k) each
+        numbers = torch.float32 if memory.is_cpu else memory.dtype  # on a CPU float32 is quicker, but for much memory of an inexact model
+        short = torch.bfloat16 if model.rounded and B * S >= 512 else numbers
+        self.cross = [block.cross.split(block.cross.kv(memory)).to(short).contiguous() for block in layers]  # (2, B, H, S, k) each
         self.cache = [memory.new_zeros(2, B, H, steps * K, k, dtype=numbers) for _ in layers]
         bias = model.decoder.position_bias(steps, steps)[:, :, -1:].to(numbers)  # (1, H, 1, steps): the last step's view of all before it
         self.bias = bias.repeat_interleave(K, dim=-1)  # (1, H, 1, slots)
@@ -328,7 +329,7 @@ class Apprentice:
             memory = self.model.encode(batch.source[::3], batch.source_mask[::3]).repeat_interleave(3, dim=0)
             states = self.model.decode(T5.shift_right(batch.labels), memory, batch.source_mask)  # (3B, T, d)
             wanted = batch.label_tokens & (batch.labels != EOS)
-            logits = F.linear(states[wanted], self.model.head).float()  # (tokens of labels, V)
+            logits = self.model.unembed.product(states[wanted]).float()  # (tokens of labels, V)
             found = -F.cross_entropy(logits, batch.labels[wanted], reduction="none")
             sums = found.new_zeros(len(states)).index_add(0, wanted.nonzero()[:, 0], found)
             scores[here] = sums.view(-1, 3).log_softmax(-1).cpu()

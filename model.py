@@ -201,6 +201,18 @@ class Embedding(nn.Embedding, Matrix):
         """Left to the T5 that it stands in."""
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout that costs nothing outside of training, and on a CPU a third: one drawn number makes four."""
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            return x
+        if not x.is_cpu:
+            return F.dropout(x, self.p)
+        dice = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+        return x * ((dice >= round(self.p * 2**16) - 2**15) / (1 - self.p))
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467), the mean in float32."""
 
@@ -278,8 +290,12 @@ class Attention(nn.Module):
 
     def attend(self, q, k, v, bias):
         """q (B, H, T, k); k, v (B, H, keys, k), perhaps in another dtype -> (B, T, d)"""
-        p = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=bias, dropout_p=p, scale=1.0)
+        if q.is_cpu and q.shape[2] <= 16 and not torch.is_grad_enabled():  # few queries: the plain steps are quicker than the kernel
+            scores = q.to(k.dtype) @ k.mT
+            y = (scores if bias is None else scores + bias).softmax(-1).to(v.dtype) @ v
+        else:
+            p = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         return self.out(y.transpose(1, 2).flatten(2).to(q.dtype))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
 
@@ -291,7 +307,7 @@ class FeedForward(nn.Module):
         self.gated = config.feed_forward_proj == "gated-gelu"
         self.wi = Linear(config.d_model, config.d_ff * (2 if self.gated else 1))
         self.wo = Linear(config.d_ff, config.d_model)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def inner(self, x):
         """(B, T, d) -> (B, T, d_ff)"""
@@ -317,7 +333,7 @@ class Block(nn.Module):
             self.cross_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
         self.ff = FeedForward(config)
         self.ff_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x, bias, memory=None, memory_mask=None):  # (B, T, d) -> (B, T, d)
         x = x + self.dropout(self.attention(self.attention_norm(x), bias=bias))
@@ -334,7 +350,7 @@ class Stack(nn.Module):
         self.position_bias = PositionBias(config, bidirectional=not decoder)
         self.blocks = nn.ModuleList(Block(config, decoder) for _ in range(layers))
         self.norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x, mask=None, memory=None, memory_mask=None):
         """x (B, T, d); mask, memory_mask: bools broadcastable to (B, H, T, keys), True where a key may be seen -> (B, T, d)"""
@@ -384,6 +400,11 @@ class T5(nn.Module):
     def unembed(self):
         """The layer that holds the output matrix."""
         return self.shared if self.lm_head is None else self.lm_head
+
+    @property
+    def rounded(self):
+        """Whether the products are rounded to less than float32: bfloat16 or int8."""
+        return self.encoder.norm.weight.dtype != torch.float32 or self.encoder.blocks[0].ff.wo.weight is None
 
     def pack(self, quantize=False):
         """Lay the matrices out for fast inference on a CPU (see `Matrix`): a second copy of them, or with `quantize` the only one, in 8 bits."""
