@@ -36,6 +36,8 @@ from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode
 from model import SIZES, T5, CheckpointError, fetch, replace_file
 
 EOS = 1
+BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
+SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
 TASKS = {"multitask": ("predict", "explain")}  # the formats that a run of this name asks, one after the other; else the name itself
 
 
@@ -55,6 +57,7 @@ class Decoder:
         numbers = torch.float32 if memory.is_cpu else memory.dtype  # on a CPU float32 is quicker, but for much memory of an inexact model
         short = torch.bfloat16 if model.rounded and B * S >= 512 else numbers
         self.cross = [block.cross.split(block.cross.kv(memory)).to(short).contiguous() for block in layers]  # (2, B, H, S, k) each
+        self.products = [(block.attention.qkv.product, block.cross.q.product) for block in layers]
         self.cache = [memory.new_zeros(2, B, H, steps * K, k, dtype=numbers) for _ in layers]
         bias = model.decoder.position_bias(steps, steps)[:, :, -1:].to(numbers)  # (1, H, 1, steps): the last step's view of all before it
         self.bias = bias.repeat_interleave(K, dim=-1)  # (1, H, 1, slots)
@@ -66,20 +69,18 @@ class Decoder:
     def step(self, tokens):
         """tokens (B, K), the newest of every beam -> logits (B, K, V) of the next"""
         model, K, start = self.model, self.K, self.length * self.K
-        here = slice(start, start + K)
         self.length += 1
         bias = self.bias[..., -start - K :]  # (1, H, 1, slots so far)
         if K > 1:
-            self.seen[..., here] = torch.eye(K, dtype=torch.bool, device=tokens.device)
+            self.seen[..., start : start + K] = torch.eye(K, dtype=torch.bool, device=tokens.device)
             bias = bias.masked_fill(~self.seen[..., : start + K], -math.inf)  # (B, H, K, slots)
         x = model.shared(tokens)
-        for block, cache, cross in zip(model.decoder.blocks, self.cache, self.cross, strict=True):
-            qkv = block.attention.split(block.attention.qkv(block.attention_norm(x)))  # (3, B, H, K, k)
-            cache[:, :, :, here] = qkv[1:]
-            x = x + block.attention.attend(qkv[0], *cache[:, :, :, : start + K], bias)
-            (q,) = block.cross.split(block.cross.q(block.cross_norm(x)))
-            x = x + block.cross.attend(q, *cross, self.memory_bias)
-            x = x + block.ff(block.ff_norm(x))
+        for block, (qkv, q), cache, (k, v) in zip(model.decoder.blocks, self.products, self.cache, self.cross, strict=True):
+            new = block.attention.split(qkv(block.attention_norm.forward(x)))  # (3, B, H, K, k)
+            cache.narrow(3, start, K).copy_(new[1:])
+            x = block.attention.attend(new[0], *cache.narrow(3, 0, start + K).unbind(), bias).add_(x)
+            x = block.cross.attend(block.cross.split(q(block.cross_norm.forward(x)))[0], k, v, self.memory_bias).add_(x)
+            x = block.ff.forward(block.ff_norm.forward(x)).add_(x)
         return model.unembed.product(model.scaled(model.decoder.norm(x)))
 
     def follow(self, parents):
@@ -159,7 +160,7 @@ def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens):
         open_ = (tokens != EOS).nonzero()[:, 0]
         if not len(open_):
             break
-        if len(open_) <= 0.75 * len(rows):  # a copy of the cache pays once enough of it is done with
+        if len(open_) <= SPARSE * len(rows):
             decoder.keep(open_)
             rows, tokens = rows[open_], tokens[open_]
     return [cut(row) for row in out.tolist()]
@@ -206,6 +207,7 @@ def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_
     scores[:, 0] = 0.0  # all beams begin alike, one of them counts
     finished_scores = torch.full((B, K), never, device=device)  # of the finished: with the length penalty
     is_finished = torch.zeros(B, K, dtype=torch.bool, device=device)
+    searched = torch.ones(B, dtype=torch.bool, device=device)
     among_best = torch.arange(2 * K, device=device) < K
     for t in range(T):
         logp = decoder.step(tokens).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
@@ -230,17 +232,19 @@ def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_
 
         length = T if early_stopping == "never" and length_penalty > 0 else t + 1
         worst = finished_scores[:, -1]
-        settled = is_finished.all(1) & ((early_stopping is True) | (scores[:, 0] / length**length_penalty <= worst))
+        settled = searched & is_finished.all(1) & ((early_stopping is True) | (scores[:, 0] / length**length_penalty <= worst))
         if t == T - 1:
-            settled[:] = True
+            settled = searched
         if settled.any():
             result[rows[settled]] = finished[settled]
-            open_ = (~settled).nonzero()[:, 0]
+            searched = searched & ~settled
+            open_ = searched.nonzero()[:, 0]
             if not len(open_):
                 break
-            decoder.keep(open_)
-            rows, tokens, beams, finished = rows[open_], tokens[open_], beams[open_], finished[open_]
-            scores, finished_scores, is_finished = scores[open_], finished_scores[open_], is_finished[open_]
+            if len(open_) <= SPARSE * len(rows):
+                decoder.keep(open_)
+                rows, tokens, beams, finished, searched = (x[open_] for x in (rows, tokens, beams, finished, searched))
+                scores, finished_scores, is_finished = scores[open_], finished_scores[open_], is_finished[open_]
     return [cut(row) for row in result[:, :num_return_sequences].flatten(0, 1).tolist()]
 
 
@@ -274,14 +278,14 @@ class Apprentice:
         known = {k: settings[k] for k in ("format", "max_source", "max_target") if k in settings}
         return cls(model, tokenizer, **known, run=run)
 
-    def answer(self, pairs, batch_size=64, num_beams=1, progress=False):
+    def answer(self, pairs, num_beams=1, progress=False):
         """[(premise, hypothesis), …] -> [Answer, …] in the same order. Pairs of like length are answered together."""
         examples = [Example(str(i), premise, hypothesis, None) for i, (premise, hypothesis) in enumerate(pairs)]
         labels, rationales, texts = [None] * len(pairs), [""] * len(pairs), [[] for _ in pairs]
         tasks = TASKS.get(self.format, (self.format,))
         with tqdm(total=len(pairs) * len(tasks), desc="answering", unit="text", disable=not progress) as bar:
             for task in tasks:
-                for i, text in self.write(FORMATS[task], examples, batch_size, num_beams, bar):
+                for i, text in self.write(FORMATS[task], examples, num_beams, bar):
                     texts[i].append(text)
                     label, rationale = FORMATS[task].parse(text)
                     if "label" in FORMATS[task].parts:
@@ -290,7 +294,7 @@ class Apprentice:
                         rationales[i] = rationale
         return [Answer(a, b, "\n".join(c)) for a, b, c in zip(labels, rationales, texts, strict=True)]
 
-    def answer_once(self, pairs, folder, num_beams=1, **how):
+    def answer_once(self, pairs, folder, num_beams=1):
         """As `answer`, with a memory: what it writes stands in folder/answers.jsonl as soon as it comes and is not written again, after an
         interruption too, for as long as the weights, vocabulary and settings in the run folder are the same."""
         files = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model") or f.name in ("config.json", "run.json")]
@@ -302,7 +306,7 @@ class Apprentice:
                 kept |= {(premise, hypothesis): Answer(*answer)} if key == made else {}
         new = [pair for pair in dict.fromkeys(pairs) if pair not in kept]
         for start in tqdm(range(0, len(new), 500), desc="answering", unit="500 pairs", disable=not new):
-            answers = dict(zip(new[start : start + 500], self.answer(new[start : start + 500], num_beams=num_beams, **how), strict=True))
+            answers = dict(zip(new[start : start + 500], self.answer(new[start : start + 500], num_beams), strict=True))
             kept.update(answers)
             with store.open("a", encoding="utf-8") as file:
                 file.writelines("\n" + json.dumps([made, *pair, *asdict(a).values()]) for pair, a in answers.items())
@@ -342,12 +346,13 @@ class Apprentice:
                  for e, a in zip(examples, answers, strict=True)]  # fmt: skip
         replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
-    def write(self, format, examples, batch_size, num_beams, bar):
+    def write(self, format, examples, num_beams, bar):
         """Yields (row, text written for it), the longest sources first, so that memory that suffices once suffices to the end."""
         rows = [encode_example(self.tokenizer, format, e, 0, self.max_source, self.max_target) for e in examples]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-        for start in range(0, len(order), batch_size):
-            here = order[start : start + batch_size]
+        while order:
+            size = max(1, BUDGET // (num_beams * (len(rows[order[0]][0]) + self.max_target)))
+            here, order = order[:size], order[size:]
             batch = collate([rows[i] for i in here]).to(self.model.shared.weight.device)
             written = generate(self.model, batch.source, batch.source_mask, max_new_tokens=self.max_target, num_beams=num_beams)
             for i, ids in zip(here, written, strict=True):

@@ -4,7 +4,7 @@
     python evaluate.py RUN --data=FILE --split=all       other rows: a file or a name that data.py knows; a split of it, or all
     python evaluate.py answers.jsonl --data=FILE         score a predictions file (a line a row: id, label, rationale) of any origin
         --limit=N        a seeded sample of N rows       --probes=100  rows on which the model is asked again, for its faithfulness
-        --seed=0         of all that is drawn            --num_beams=1 --batch_size=64 --device=cpu   of the decoder
+        --seed=0         of all that is drawn            --num_beams=1 --device=cpu   of the decoder
 
 A run folder gets eval.json (every figure), predictions.jsonl (a line a row, the reference beside the answer), confusion.png and
 report.html, one page that works offline; a predictions file NAME.jsonl gets NAME.eval.json and NAME.report.html beside it. Answers
@@ -647,7 +647,7 @@ def judge(path, opt, baselines):
     examples = [everything[i] for i in sorted(random.Random(seed).sample(range(len(everything)), size))]
     if apprentice:
         print(f"{path} answers {size:,} rows of {name}, split {split}")
-        ask = functools.partial(apprentice.answer_once, folder=path, num_beams=opt["num_beams"], batch_size=opt["batch_size"])
+        ask = functools.partial(apprentice.answer_once, folder=path, num_beams=opt["num_beams"])
         predictions = [{"id": e.id, **asdict(a)} for e, a in zip(examples, ask([(e.premise, e.hypothesis) for e in examples]), strict=True)]
     left_out = {e.id for e in everything} - {e.id for e in examples}
     predictions = [prediction for prediction in predictions if prediction["id"] not in left_out]
@@ -695,11 +695,11 @@ def main(argv=None):
     if not argv or "-h" in argv or "--help" in argv:
         print(__doc__)
         return
-    words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, batch_size=64, device="cpu")
+    words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, device="cpu")
     for path in map(Path, words):  # before the first run has answered for an hour
         if not path.is_dir() and not (path.suffix == ".jsonl" and path.is_file()):
             raise DataError(f"{path} is neither a run folder nor a predictions file (*.jsonl)")
-    low = [name for name in ("limit", "seed", "probes", "num_beams", "batch_size") if opt[name] < (name in ("num_beams", "batch_size"))]
+    low = [name for name in ("limit", "seed", "probes", "num_beams") if opt[name] < (name == "num_beams")]
     if low or not words:
         raise DataError(f"--{low[0]}={opt[low[0]]} is too low" if low else "name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
     baselines = {}

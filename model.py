@@ -222,7 +222,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):  # (..., d) -> (..., d)
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class PositionBias(nn.Module):
@@ -280,8 +280,8 @@ class Attention(nn.Module):
         return x.view(*x.shape[:2], -1, self.heads, self.out.in_features // self.heads).permute(2, 0, 3, 1, 4)
 
     def forward(self, x, memory=None, bias=None):
-        """x (B, T, d), memory (B, S, d) in cross-attention, bias broadcastable to (B, H, T, keys): added to the scores where it
-        is a float, keys to use where it is a bool -> (B, T, d)"""
+        """x (B, T, d), memory (B, S, d) in cross-attention, bias broadcastable to (B, H, T, keys): added to the
+        scores -> (B, T, d)"""
         if self.cross:
             (q,), (k, v) = self.split(self.q(x)), self.split(self.kv(memory))
         else:
@@ -290,13 +290,14 @@ class Attention(nn.Module):
 
     def attend(self, q, k, v, bias):
         """q (B, H, T, k); k, v (B, H, keys, k), perhaps in another dtype -> (B, T, d)"""
-        if q.is_cpu and q.shape[2] <= 16 and not torch.is_grad_enabled():  # few queries: the plain steps are quicker than the kernel
+        if q.is_cpu and q.shape[2] <= 16 < q.shape[0] * q.shape[2] and not torch.is_grad_enabled():  # here the plain steps are quicker
             scores = q.to(k.dtype) @ k.mT
             y = (scores if bias is None else scores + bias).softmax(-1).to(v.dtype) @ v
         else:
             p = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=bias, dropout_p=p, scale=1.0)
-        return self.out(y.transpose(1, 2).flatten(2).to(q.dtype))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
+        y = y.transpose(1, 2).flatten(2)
+        return self.out.product(y if y.dtype == q.dtype else y.to(q.dtype))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
 
 class FeedForward(nn.Module):
@@ -311,14 +312,14 @@ class FeedForward(nn.Module):
 
     def inner(self, x):
         """(B, T, d) -> (B, T, d_ff)"""
-        h = self.wi(x)
+        h = self.wi.product(x)
         if not self.gated:
             return F.relu(h)
         gate, up = h.chunk(2, dim=-1)
         return F.gelu(gate, approximate="tanh") * up
 
     def forward(self, x):  # (B, T, d) -> (B, T, d)
-        return self.wo(self.dropout(self.inner(x)))
+        return self.wo.product(self.dropout.forward(self.inner(x)))
 
 
 class Block(nn.Module):
@@ -335,10 +336,10 @@ class Block(nn.Module):
         self.ff_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = Dropout(config.dropout_rate)
 
-    def forward(self, x, bias, memory=None, memory_mask=None):  # (B, T, d) -> (B, T, d)
+    def forward(self, x, bias, memory=None, memory_bias=None):  # (B, T, d) -> (B, T, d)
         x = x + self.dropout(self.attention(self.attention_norm(x), bias=bias))
         if memory is not None:
-            x = x + self.dropout(self.cross(self.cross_norm(x), memory, memory_mask))
+            x = x + self.dropout(self.cross(self.cross_norm(x), memory, memory_bias))
         return x + self.dropout(self.ff(self.ff_norm(x)))
 
 
@@ -354,12 +355,14 @@ class Stack(nn.Module):
 
     def forward(self, x, mask=None, memory=None, memory_mask=None):
         """x (B, T, d); mask, memory_mask: bools broadcastable to (B, H, T, keys), True where a key may be seen -> (B, T, d)"""
-        bias = self.position_bias(x.shape[1], x.shape[1])
+        bias, memory_bias = self.position_bias(x.shape[1], x.shape[1]), None
         if mask is not None:
             bias = bias.masked_fill(~mask, -math.inf)
+        if memory_mask is not None:
+            memory_bias = bias.new_zeros(memory_mask.shape).masked_fill(~memory_mask, -math.inf)
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, bias, memory, memory_mask)
+            x = block(x, bias, memory, memory_bias)
         return self.dropout(self.norm(x))
 
 

@@ -101,7 +101,7 @@ def run(tmp_path_factory):
 def test_answers_keep_their_order_and_do_not_hang_on_the_batch(run):
     apprentice = Apprentice.load(run)
     pairs = [("a dog " * n, "a cat sleeps.") for n in (3, 9, 1, 5)]
-    together = apprentice.answer(pairs, batch_size=4)
+    together = apprentice.answer(pairs)
     assert [a.text for a in together] == [apprentice.answer([p])[0].text for p in pairs]
 
 

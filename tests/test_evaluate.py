@@ -417,7 +417,7 @@ class Counting(Apprentice):
     def __init__(self, most=10**9):
         self.asked, self.most = 0, most
 
-    def answer(self, pairs, num_beams, batch_size):
+    def answer(self, pairs, num_beams):
         if self.asked + len(pairs) > self.most:
             raise KeyboardInterrupt
         self.asked += len(pairs)
@@ -426,7 +426,7 @@ class Counting(Apprentice):
 
 def test_answers_are_kept_until_the_weights_change(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"1")
-    pairs, opt = [(f"p{i}", "h") for i in range(1200)], {"num_beams": 1, "batch_size": 8}
+    pairs, opt = [(f"p{i}", "h") for i in range(1200)], {"num_beams": 1}
     broken = Counting(most=1000)
     with pytest.raises(KeyboardInterrupt):
         broken.answer_once(pairs, tmp_path, **opt)
@@ -437,7 +437,7 @@ def test_answers_are_kept_until_the_weights_change(tmp_path):
     assert resumed.asked == 200 and [a.rationale for a in answers] == [f"p{i} h" for i in range(1200)] and answers[0].text == "t\u2028"
     again, beams, other = Counting(), Counting(), Counting()
     assert again.answer_once(pairs[:700], tmp_path, **opt) == answers[:700] and again.asked == 0
-    beams.answer_once(pairs[:7], tmp_path, num_beams=4, batch_size=8)
+    beams.answer_once(pairs[:7], tmp_path, num_beams=4)
     (tmp_path / "model.safetensors").write_bytes(b"2")
     other.answer_once(pairs[:7], tmp_path, **opt)
     assert (beams.asked, other.asked) == (7, 7)
@@ -457,7 +457,7 @@ class Oracle(Apprentice):
     def load(cls, run_dir, device="cpu"):
         return cls()
 
-    def answer(self, pairs, num_beams, batch_size):
+    def answer(self, pairs, num_beams):
         gold = {(e.premise, e.hypothesis): e for e in read_examples("toy", split="test") + read_examples("toy", split="validation")}
         found = [Answer(gold[pair].label if i % 3 else E, "<script>x</script> " + gold[pair].explanations[0], "raw") if pair in gold
                  else Answer(C, "", "") for i, pair in enumerate(pairs)]
