@@ -444,8 +444,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     is, by the next call. Raises DataError."""
     out, failures, examples = Path(out), Counter(), {e.id: e for e in read_examples(source, split, limit)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not url:
-        return Apprentice.load(model).write_rationales(out, list(examples.values()), model)
+    apprentice = None if url else Apprentice.load(model)
     try:
         template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
         done = [line for line in out.read_bytes().splitlines(True) if line.endswith(b"\n")] if out.exists() else []  # the last may be cut off
@@ -464,21 +463,26 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                  for turn in (question(s), {"role": "assistant", "content": f"Reason: {s.explanations[0]}\nLabel: {s.label}"})]  # fmt: skip
         body = {"model": model, "messages": [*turns, question(e)], "temperature": temperature, "max_tokens": max_new_tokens}
         try:
-            replies = [chat(url, body | {"seed": seed + k}, timeout) for k in range(samples)]
+            answers = apprentice.answer([(e.premise, e.hypothesis)]) if apprentice else []
+            replies = [(f"Reason: {a.rationale}\nLabel: {a.label}", "stop", 0) for a in answers]
+            replies = replies or [chat(url, body | {"seed": seed + k}, timeout) for k in range(samples)]
         except (OSError, HTTPException) as error:
+            if getattr(error, "code", 0) in (401, 403, 404):
+                raise DataError(f"{url}: the server answers {error.code}; check --url, --model and OPENAI_API_KEY") from None
             return str(error) or type(error).__name__
         found = [read_reply(text, finish_reason, e.label if given else None) for text, finish_reason, _ in replies]
         label, count = (Counter(label for label, _, fault in found if not fault).most_common(1) or [(None, 0)])[0]
         reason = next((reason for other, reason, fault in found if other == label and not fault), "")
         return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
-                "agreement": count / samples, "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}  # fmt: skip
+                "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}  # fmt: skip
 
     todo, waiting, requests, tokens = [e for e in examples.values() if e.id not in rows][::-1], set(), 0, 0
-    with open(out, "ab") as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(concurrency) as pool:
+    workers = concurrency if url else 1
+    with open(out, "ab") as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(workers) as pool:
         file.truncate(sum(map(len, done)))
         try:
             while True:
-                while todo and len(waiting) < 2 * concurrency and not 0 < max_tokens <= tokens and not 0 < max_requests < requests + samples:
+                while todo and len(waiting) < 2 * workers and not 0 < max_tokens <= tokens and not 0 < max_requests < requests + samples:
                     waiting.add(pool.submit(ask, todo.pop()))
                     requests += samples
                 if not waiting:
@@ -496,17 +500,16 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         finally:  # an error or Ctrl-C: what waits is not asked
             pool.shutdown(cancel_futures=True)
     rows = list(rows.values())
-    valid, known = [row for row in rows if row["label"]], [row for row in rows if row["label"] and row["gold"]]
-    failures.update(fault for row in rows for fault in row["faults"])
+    valid, failures = [row for row in rows if row["label"]], failures + Counter(fault for row in rows for fault in row["faults"])
+    right, words = [row["label"] == row["gold"] for row in valid if row["gold"]], [len(row["rationale"].split()) for row in valid]
     print(f"{out}: {len(rows):,} of {len(examples):,} rows, {len(valid) / max(1, len(rows)):.1%} of them valid; the label is gold's in "
-          f"{sum(row['label'] == row['gold'] for row in known) / max(1, len(known)):.1%} of {len(known):,}; "
-          f"{sum(len(row['rationale'].split()) for row in valid) / max(1, len(valid)):.1f} words a reason, {sum(row['tokens'] for row in rows):,} tokens; "
-          f"failures: {', '.join(f'{why} {count:,}' for why, count in failures.most_common()) or 'none'}")  # fmt: skip
+          f"{sum(right) / max(1, len(right)):.1%} of {len(right):,}; {sum(words) / max(1, len(words)):.1f} words a reason, "
+          f"{sum(row['tokens'] for row in rows):,} tokens; failures: {', '.join(f'{why} {count:,}' for why, count in failures.most_common()) or 'none'}")
     return rows
 
 
 def chat(url, body, timeout):
-    """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails, DataError where all would."""
+    """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
     request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
 
@@ -518,12 +521,7 @@ def chat(url, body, timeout):
             except (ValueError, LookupError, TypeError):
                 raise ConnectionError("the answer is no chat completion") from None
 
-    try:
-        return retry(call)
-    except urllib.request.HTTPError as e:
-        if e.code in (401, 403, 404):
-            raise DataError(f"{url}: the server answers {e.code}; check --url, --model and OPENAI_API_KEY") from None
-        raise
+    return retry(call)
 
 
 def read_reply(text, finish_reason="stop", given=None):
@@ -618,7 +616,8 @@ def main(argv=None):
         opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)[1]
         if not opt["model"]:
             raise DataError("--model=NAME is missing: the name that the server at --url=… knows it by, or a run folder")
-        return collect(opt.pop("in"), **opt) and None
+        collect(opt.pop("in"), **opt)
+        return
     words, opt = options(argv, json=False, device="cpu", dtype="float32", num_beams=1)
     if len(words) not in (1, 3):
         raise DataError(f"{len(words)} words given: name a run, or a run, a premise and a hypothesis (in quotes)")

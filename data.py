@@ -135,7 +135,7 @@ def toy_sentence(words, verb):  # {"kind": "spaniel", "action": "running", "thin
 
 # --- files ------------------------------------------------------------------------------------------------------------
 NAMES = {  # a field goes by the name that our files, e-SNLI, SNLI or SICK give it; FILE?premise=NAME gives another
-    "id": ("id", "pairID", "pair_ID"), "label": ("label", "gold_label", "entailment_label"), "rationale": ("rationale", "explanation"),
+    "id": ("id", "pairID", "pair_ID"), "label": ("label", "gold_label", "entailment_label", "entailment_judgment"), "rationale": ("rationale", "explanation"),
     "premise": ("premise", "Sentence1", "sentence1", "sentence_A"), "hypothesis": ("hypothesis", "Sentence2", "sentence2", "sentence_B"),
     "split": ("split", "SemEval_set")}  # fmt: skip
 FOLDERS = (  # e-SNLI and SNLI come as several files: {split: {file: rows}}
@@ -150,7 +150,7 @@ def cache_folder():
 
 def read_examples(name, split=None, limit=0, max_bad=0.01):
     """The examples of a source, at most `limit` if it is not 0; split: train, validation, test, or None for all rows. Raises DataError.
-    A source is a file (.csv, .tsv, .jsonl), "toy" or "toy-harbour" ("toy:5000": so many training rows), "esnli" (fetched once), or a folder
+    A source is a .csv, .tsv or .jsonl file, "toy" or "toy-harbour" ("toy:5000": so many training rows), "esnli" (fetched once), or a folder
     of e-SNLI's or SNLI's files. A file is split by its column `split` (SICK: SemEval_set), else by `split_of`. "FILE?premise=NAME&labels=NEC"
     names columns, and what labels 0, 1, 2 are: here neutral, entailment, contradiction. "a+b" mixes sources, a row of each in turn;
     "a@0.5" trains on half of its rows, drawn at random, "a@2" on each twice. Rows that can't be used are set aside in a file with line and
@@ -232,13 +232,13 @@ def read_file(path, options="", max_bad=0.01):
 def rows_of(path, names=()):
     """Yields (line on which a row begins, {column: cell}, or the text of a JSON line)."""
     kind = path.suffix.lower()
-    if kind not in (".csv", ".tsv", ".jsonl"):
-        raise DataError("cannot tell the format from the file's name; it should end in .csv, .tsv or .jsonl")
+    if kind not in (".csv", ".tsv", ".txt", ".jsonl"):
+        raise DataError("cannot tell the format from the file's name; it should end in .csv, .tsv (or .txt) or .jsonl")
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:  # -sig: a byte order mark is no part of a name
         if kind == ".jsonl":
             yield from ((line, text) for line, text in enumerate(file, 1) if text.strip())
             return
-        table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind == ".tsv" else csv.reader(file)
+        table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind in (".tsv", ".txt") else csv.reader(file)
         columns(header := tuple(next(table, ())), names)
         line = table.line_num + 1
         for row in table:  # a quoted cell may hold line breaks; cells missing at the end are looked for by their names

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import apprentice
 import data
 from data import DataError, read_examples
+from model import T5, T5Config
 
 HERE = Path(__file__).resolve().parent
 
@@ -170,3 +172,19 @@ def test_collecting_survives_a_kill_and_keeps_the_line_busy(model, tmp_path):
     rate = count / seconds / (8 / 0.05)
     print(f"{rate:.1%} of concurrency / latency")
     assert rate > 0.3, "0.9 and more on a machine that does nothing else"
+
+
+def test_a_run_can_be_the_labeller(tmp_path, capsys):
+    torch.manual_seed(0)
+    texts = [text for e in data.toy_examples(200) for text in data.FORMATS["rationale_then_label"].render(e)]
+    data.train_vocabulary(texts, tmp_path / "run" / "spiece.model", 300)
+    vocabulary = data.Tokenizer(tmp_path / "run" / "spiece.model").vocab_size
+    T5(T5Config(vocabulary, 16, 8, 16, 1, 0, 2, feed_forward_proj="gated-gelu", tie_word_embeddings=False)).save_pretrained(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"settings": {"format": "rationale_then_label", "max_source": 64, "max_target": 8}}))
+    out = tmp_path / "r.jsonl"
+    apprentice.main(["collect", "--in=toy", f"--model={tmp_path / 'run'}", "--split=test", "--limit=6", f"--out={out}"])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    answers = apprentice.Apprentice.load(tmp_path / "run").answer([(row["premise"], row["hypothesis"]) for row in rows])
+    assert len(rows) == 6 and [row["label"] for row in rows] == [a.label for a in answers] and "6 of 6 rows" in capsys.readouterr().out
+    with pytest.raises(DataError, match="--model=NAME is missing"):
+        apprentice.main(["collect", "--in=toy"])

@@ -279,8 +279,8 @@ def test_faults_name_file_line_column_and_value(tmp_path):
         read_examples(write(tmp_path / "l.csv", "premise,hypothesis,label\ncafé,b,neutral\n", "latin-1"))
     with pytest.raises(DataError, match=r"e\.csv:1: .*present: none"):
         read_examples(write(tmp_path / "e.csv", ""))
-    with pytest.raises(DataError, match=r"t\.txt:1: .*\.csv, \.tsv or \.jsonl"):
-        read_examples(write(tmp_path / "t.txt", "a"))
+    with pytest.raises(DataError, match=r"t\.doc:1: .*\.csv, \.tsv \(or \.txt\) or \.jsonl"):
+        read_examples(write(tmp_path / "t.doc", "a"))
     with pytest.raises(DataError, match="absent.csv: no such file"):
         read_examples(tmp_path / "absent.csv")
 
