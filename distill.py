@@ -290,7 +290,7 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
 
     def losses(logits, rows):
         ce = F.cross_entropy(logits.float(), labels[rows], reduction="sum", label_smoothing=label_smoothing)
-        taught = F.linear(teacher[rows], teacher_head[:words].detach())
+        taught = product(teacher[rows], teacher_head[:words].detach())
         return ce / count, token_divergence(logits[:, :words], taught, kind, temperature, **options).sum() / count
 
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
