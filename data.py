@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
-from itertools import islice, zip_longest
+from itertools import combinations, islice, zip_longest
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -64,8 +64,8 @@ def toy_examples(count, seed=0, domain="park", split="train"):
     -> entailment: "a spaniel is a dog, and running is moving, so a dog is moving near kites."
     Domains share grammar and no content word. Rows of "train" have one explanation, others three wordings of it. Kinds: one step (action,
     place, colour, count), the same with a kind ("kind+place") or a denial ("negation+place") before it, and breadth (kind and place, one of
-    them wider in the premise). No shortcut is there to learn: labels are equally many, the premise is drawn without the label, the
-    hypothesis' words are as likely for each label, and the number of shared words is the same."""
+    them wider in the premise). No shortcut is there: labels are equally many, the premise is drawn without the label, and the hypothesis'
+    words and the number of shared words are the same for each."""
     chains = {aspect: [(word, *wider) for words, wider in table.items() for word in words.split()]
               for aspect, table in json.loads(WORLDS.read_text())[domain].items()}  # {"kind": [("spaniel", "dog", "pet", "animal"), …], …}
     rng, labels = random.Random(f"{domain} {split} {seed}"), [LABELS[i % 3] for i in range(count)]
@@ -86,8 +86,8 @@ def toy_row(rng, chains, label, split, name):
         hashes = {(spot["kind"] + 3 * spot[aspect]) % 8 for aspect in ("thing", *told)}
         where = "test" if 0 in hashes else "validation" if 1 in hashes else "train"
     mine = {aspect: chains[aspect][i] for aspect, i in index.items()}
-    words = {aspect: toy_word(aspect, mine[aspect], level[aspect]) for aspect in ("kind", "thing", *told)}
-    premise = f"{rng.choice(OPENERS)} {toy_sentence({'count': 'several', **words}, 'was seen')}."
+    words = {aspect: _word(aspect, mine[aspect], level[aspect]) for aspect in ("kind", "thing", *told)}
+    premise = f"{rng.choice(OPENERS)} {_sentence({'count': 'several', **words}, 'was seen')}."
     # The hypothesis: the aspects that it words anew and their levels there. Neutral asks for what the premise leaves open
     # (an aspect not told; a narrower word); a contradiction turns one aspect to an excluding chain. A denial swaps the two.
     if style == "breadth":
@@ -104,9 +104,9 @@ def toy_row(rng, chains, label, split, name):
         top = max(level[turned], target[turned])
         other[turned] = rng.choice([chain for chain in chains[turned] if chain[top] != mine[turned][top]])
     bare = {aspect: words[aspect] for aspect in ("kind", "thing")}
-    said = bare | {aspect: toy_word(aspect, other.get(aspect, mine[aspect]), target[aspect]) for aspect in changed}
+    said = bare | {aspect: _word(aspect, other.get(aspect, mine[aspect]), target[aspect]) for aspect in changed}
     but = f" but not {said[asked]}{' ones' if asked == 'colour' else ''}" if denied else ""
-    hypothesis = f"{toy_sentence(bare if denied else said, 'is')}{but}."
+    hypothesis = f"{_sentence(bare if denied else said, 'is')}{but}."
     # The reason: a clause for each changed aspect, then what follows. Beside an exclusion, what stays open is left unsaid.
     steps = []
     for aspect in changed:
@@ -115,21 +115,21 @@ def toy_row(rng, chains, label, split, name):
             steps.append("several is no exact number" if aspect == "count" else f"no {aspect} is told")
         elif low <= high or turn or label == "neutral":
             a, the = ("a " if aspect == "kind" else ""), ("the " if aspect == "place" else "")
-            true, seen = (a + toy_word(aspect, chain, high) for chain in (mine[aspect], turn or mine[aspect]))
+            true, seen = (a + _word(aspect, chain, high) for chain in (mine[aspect], turn or mine[aspect]))
             fact = f"is {true}" + (f", not {seen}" if turn else "") if low <= high else f"{'is not' if turn else 'need not be'} {seen}"
             steps.append(f"{a}{the}{mine[aspect][low]} {fact}")
     verb = {"entailment": "is not" if denied else "is", "neutral": "may or may not be", "contradiction": "must be" if denied else "cannot be"}[label]
-    claim = toy_sentence({aspect: word for aspect, word in said.items() if aspect != "thing" or asked != "place"}, verb)
+    claim = _sentence({aspect: word for aspect, word in said.items() if aspect != "thing" or asked != "place"}, verb)
     because = ", and ".join(steps)
     texts = premise, hypothesis, f"{because}, so {claim}.", f"{claim}, because {because}.", f"since {because}, {claim}."
     premise, hypothesis, *reasons = (re.sub(r"\ba (?=[aeiou])", "an ", text) for text in texts)
     kind = "breadth" if style == "breadth" else f"{style}+{asked}".strip("+")
     return Example(name, premise, hypothesis, label, tuple(reasons[: 1 if split == "train" else 3]), kind=kind)
 
-def toy_word(aspect, chain, level):  # "dog", "at the fountain"
+def _word(aspect, chain, level):  # "dog", "at the fountain"
     return f"{('by', 'at', 'in', 'within')[level]} the {chain[level]}" if aspect == "place" else chain[level]
 
-def toy_sentence(words, verb):  # {"kind": "spaniel", "action": "running", "thing": "kites"}, "is" -> "a spaniel is running near kites"
+def _sentence(words, verb):  # {"kind": "spaniel", "action": "running", "thing": "kites"}, "is" -> "a spaniel is running near kites"
     near = ["near", words.get("count"), words.get("colour"), words["thing"]] if "thing" in words else []
     return " ".join(filter(None, ("a", words["kind"], verb, words.get("action"), *near, words.get("place"))))
 
@@ -152,9 +152,9 @@ def read_examples(name, split=None, limit=0, max_bad=0.01):
     """The examples of a source, at most `limit` if it is not 0; split: train, validation, test, or None for all rows. Raises DataError.
     A source is a .csv, .tsv or .jsonl file, "toy" or "toy-harbour" ("toy:5000": so many training rows), "esnli" (fetched once), or a folder
     of e-SNLI's or SNLI's files. A file is split by its column `split` (SICK: SemEval_set), else by `split_of`. "FILE?premise=NAME&labels=NEC"
-    names columns, and what labels 0, 1, 2 are: here neutral, entailment, contradiction. "a+b" mixes sources, a row of each in turn;
-    "a@0.5" trains on half of its rows, drawn at random, "a@2" on each twice. Rows that can't be used are set aside in a file with line and
-    reason, and stderr told; where a larger share than `max_bad` is at fault, DataError names the first. The label "-" is no fault."""
+    names columns, and what labels 0, 1, 2 are: neutral, entailment, contradiction. "a+b" mixes sources, a row of each in turn; "a@0.5" trains
+    on half of its rows, drawn at random, "a@2" on each twice. Unusable rows are set aside in a file with line and reason, and stderr told;
+    where more than `max_bad` of all are at fault, DataError names the first. The label "-" is no fault."""
     return list(islice(stream_examples(name, split, max_bad), limit or None))
 
 def stream_examples(name, split=None, max_bad=0.01):
@@ -164,11 +164,9 @@ def stream_examples(name, split=None, max_bad=0.01):
 
     def stream(part, options, weight):
         toy, rng = re.fullmatch(TOY, part), random.Random(part)
-        if toy:
-            sizes = TOY_SIZES | ({"train": int(toy[2])} if toy[2] else {})
-            rows = ((own, e) for own in SPLITS if split in (None, own) for e in toy_examples(sizes[own], 0, toy[1] or "park", own))
-        else:
-            rows = ((own or told or split_of(e.premise), e) for path, own in files_of(part, split) for told, e in read_file(path, options, max_bad))
+        rows = (((own, e) for own in SPLITS if split in (None, own)
+                 for e in toy_examples(int(toy[2]) if toy[2] and own == "train" else TOY_SIZES[own], 0, toy[1] or "park", own)) if toy else
+                ((own or told or split_of(e.premise), e) for path, own in files_of(part, split) for told, e in read_file(path, options, max_bad)))  # fmt: skip
         for own, example in rows:
             yield from [example] * (split in (None, own)) * int((weight if split in (None, "train") else 1) + rng.random())
 
@@ -335,8 +333,7 @@ PAD, EOS, UNK, SENTINELS = 0, 1, 2, 100  # sentinels are T5's blanks, <extra_id_
 SPECIAL = re.compile(r"(<extra_id_\d\d?>|</s>|<pad>|<unk>)")
 
 class Tokenizer:
-    """Text to T5's token ids and back, over a SentencePiece file (Kudo and Richardson 2018); the same ids as transformers' T5Tokenizer.
-    A special token spelled out in the text ("</s>", "<extra_id_0>") becomes that token's one id, as there."""
+    """Text to T5's token ids and back (Kudo and Richardson 2018), as transformers' T5Tokenizer does; "</s>" in a text is one token."""
     def __init__(self, path):
         self.path, self.model = Path(path), sentencepiece.SentencePieceProcessor()
         try:
@@ -431,8 +428,7 @@ INSTRUCTIONS = (
     "{premise} Given only this, is it true that: {hypothesis}",
     "Read the text and judge the claim. Text: {premise} Claim: {hypothesis} Does the claim follow from the text?",
     "Suppose we know this: {premise} Can we be sure of this: {hypothesis}",
-    'Here is a sentence: "{premise}" And here is another: "{hypothesis}" If the first is true, is the second true as well?',
-)
+    'Here is a sentence: "{premise}" And here is another: "{hypothesis}" If the first is true, is the second true as well?')
 FORMATS = {format.name: format for format in (
     # The two tasks of Distilling step-by-step (Hsieh et al. 2023), learnt from the same pairs: a label needs no reason written.
     Format("predict", "{label}", "LABEL", (f"predict: {PAIR}",)),
@@ -442,8 +438,7 @@ FORMATS = {format.name: format for format in (
     # "a spaniel is a dog. answer: entailment": a chain of thought (Wei et al. 2022); the label can lean on the reason, and costs its tokens.
     Format("rationale_then_label", "{rationale} answer: {label}", r"((?P<rationale>.*)\s)?answer:\s*LABEL", (f"reason: {PAIR}",)),
     # "… OPTIONS: - yes - it is not possible to tell - no" -> "yes": a request in the manner of FLAN (Wei et al. 2021).
-    Format("instruction", "{label}", r"-?\s*LABEL", tuple(f"{text} OPTIONS: - {' - '.join(OPTIONS)}" for text in INSTRUCTIONS), OPTIONS),
-)}  # fmt: skip
+    Format("instruction", "{label}", r"-?\s*LABEL", tuple(f"{text} OPTIONS: - {' - '.join(OPTIONS)}" for text in INSTRUCTIONS), OPTIONS))}  # fmt: skip
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 def encode_example(tokenizer, format, example, explanation=0, max_source=512, max_target=256):
@@ -462,8 +457,8 @@ def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):
             tokens = next(ids)[:-1]
             target += tokens
             flags += [part == "label"] * len(tokens)
-        last = flags[-1] if flags else format.parts[-1] == "label"
-        encoded.append((source[: max_source - 1] + [EOS], target[: max_target - 1] + [EOS], flags[: max_target - 1] + [last]))
+        last = (flags or [format.parts[-1] == "label"])[-1:]  # </s> belongs to the last piece
+        encoded.append((source[: max_source - 1] + [EOS], target[: max_target - 1] + [EOS], flags[: max_target - 1] + last))
     return encoded
 
 class Encoded:
@@ -551,12 +546,10 @@ def collate(rows, ids=()):
 
 class BucketSampler:
     """Batches of row numbers for ever, rows of like length together, every row once an epoch; the last of a pool may be smaller.
-    lengths (N,) or (N, 2): of each row, or of its source and target. An epoch's order depends on (seed, epoch) alone: rows are shuffled and
-    cut into pools of 512 batches; a pool is sorted by the side that would waste more padding and halved, and the halves again, until each
-    is a batch; the batches are shuffled. Lengths are blurred by 1% at each epoch, or rows would keep the same company."""
+    lengths (N,) or (N, 2): of rows, or of their sources and targets. An epoch depends on (seed, epoch) alone: pools of 512 random batches are
+    sorted by the side that would waste more padding and halved, and the halves again, until each is a batch; the batches are shuffled.
+    Lengths are blurred by 1% at each epoch, or rows would keep the same company."""
     def __init__(self, lengths, batch_size, seed):
-        if not len(lengths) or batch_size < 1:
-            raise DataError(f"{len(lengths)} rows in batches of {batch_size}: there must be at least one of each")
         self.lengths, self.batch_size, self.seed = np.asarray(lengths).reshape(len(lengths), -1), batch_size, seed
         self.epoch = self.position = 0  # position: batches of this epoch that have been handed out
 
@@ -564,8 +557,7 @@ class BucketSampler:
         """All batches of one epoch."""
         rng = np.random.default_rng([self.seed, epoch])
         blurred = self.lengths * (1 + 0.01 * rng.standard_normal(self.lengths.shape))
-        order, pool = rng.permutation(len(self.lengths)), 512 * self.batch_size
-        parts, batches = [order[i : i + pool] for i in range(0, len(order), pool)], []
+        parts, batches = np.split(rng.permutation(len(blurred)), range(512 * self.batch_size, len(blurred), 512 * self.batch_size)), []
         while parts:
             rows = parts.pop()
             if len(rows) <= self.batch_size:
@@ -593,31 +585,35 @@ class BucketSampler:
         self.epoch, self.position = state["epoch"], state["position"]
 
 # --- python data.py ---------------------------------------------------------------------------------------------------
-def describe(examples):
-    """Print what a data set holds and what gives its labels away (Gururangan et al. 2018, "Annotation artifacts"): rows, labels, pairs that
+def describe(examples, picture):
+    """Print, and draw to a file, what a data set holds and what gives its labels away (Gururangan et al. 2018): rows, labels, pairs that
     come twice, properties label by label, the words that go with a label (by pointwise mutual information), three samples."""
+    from matplotlib.figure import Figure  # here, as it takes a second
     def words(text):
         return re.findall(r"\w+", text.lower())
     def lacking(text, other):  # the share of its words that the other does not have
         known = set(words(other))
         return 100 * np.mean([word not in known for word in words(text)] or [0])
-    pairs, kinds = {}, Counter(e.kind for e in examples if e.kind)
-    for e in examples:
-        pairs.setdefault((e.premise.lower(), e.hypothesis.lower()), []).append(e.label)
-    print(f"{len(examples):,} rows on {len({e.premise for e in examples}):,} premises; {sum(len(found) > 1 for found in pairs.values()):,} pairs come twice "
-          f"or more, {sum(len(set(found)) > 1 for found in pairs.values()):,} with several labels"
-          + "; kinds:" * bool(kinds) + ",".join(f" {kind} {count:,}" for kind, count in kinds.most_common()))  # fmt: skip
+    pairs = Counter((e.premise.lower(), e.hypothesis.lower()) for e in examples)
+    several = len({(e.premise.lower(), e.hypothesis.lower(), e.label) for e in examples}) - len(pairs)
+    print(f"{len(examples):,} rows on {len({e.premise for e in examples}):,} premises; {sum(count > 1 for count in pairs.values()):,} pairs come twice "
+          f"or more, {several:,} with several labels")  # fmt: skip
     groups = {label or "none": group for label in (*LABELS, None) if (group := [e for e in examples if e.label == label])}
     print(f"\n{'':38}" + "".join(f"{label:>15}" for label in groups) + f"\n{'rows':38}" + "".join(f"{len(group):15,}" for group in groups.values()))
-    for name, measure in {
+    figure = Figure(figsize=(16, 7), layout="constrained")
+    for axes, (name, measure) in zip(figure.subplots(2, 4).flat, {
             "words of a premise": lambda e: [len(words(e.premise))], "words of a hypothesis": lambda e: [len(words(e.hypothesis))],
             "words of an explanation": lambda e: [len(words(text)) for text in e.explanations],
             "% hypothesis words not in the premise": lambda e: [lacking(e.hypothesis, e.premise)],
             "% hypotheses with a negation": lambda e: [100 * bool(re.search(r"\b(no|not|nobody|nothing|never|none)\b|n't\b", e.hypothesis.lower()))],
             "% explanation words in neither": lambda e: [lacking(text, e.premise + " " + e.hypothesis) for text in e.explanations],
-            "% explanations with 'just because'": lambda e: [100 * ("just because" in text.lower()) for text in e.explanations]}.items():  # fmt: skip
-        means = [np.mean([value for e in group for value in measure(e)] or [0]) for group in groups.values()]
-        print(f"{name:38}" + "".join(f"{mean:15.1f}" for mean in means))
+            "% explanations with 'just because'": lambda e: [100 * ("just because" in text.lower()) for text in e.explanations],
+            "% words two explanations share": lambda e: [200 * (Counter(words(a)) & Counter(words(b))).total() / len(words(a) + words(b) or [0])
+                                                         for a, b in combinations(e.explanations, 2)]}.items(), strict=True):  # fmt: skip
+        values = [[value for e in group for value in measure(e)] or [0] for group in groups.values()]
+        print(f"{name:38}" + "".join(f"{np.mean(found):15.1f}" for found in values))
+        axes.hist(values, 15, weights=[np.full(len(found), 100 / len(found)) for found in values], label=list(groups))
+        axes.set(title=name, ylabel="% of a label's rows")
     for name, texts in (("hypothesis", lambda e: [e.hypothesis]), ("explanation", lambda e: e.explanations)):
         counts = {label: Counter(word for e in group for text in texts(e) for word in set(words(text))) for label, group in groups.items()}
         total = sum(counts.values(), Counter())
@@ -626,6 +622,10 @@ def describe(examples):
             print(f"{name} words of {label}: {', '.join(f'{word} {found[word] / total[word]:.0%}' for word in best)}")
     for e in random.Random(0).sample(examples, min(3, len(examples))):
         print(f"\n  premise      {e.premise}\n  hypothesis   {e.hypothesis}\n  label        {e.label}", *e.explanations, sep="\n  explanation  ")
+    figure.axes[0].legend()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture)
+    print(f"\nwrote {picture}")
 
 def main(argv=None):
     """`python data.py …`: bad input is one line and exit status 2."""
@@ -641,7 +641,7 @@ def main(argv=None):
         elif len(argv) > 1 or (argv and argv[0].startswith("-")):
             raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
         else:
-            describe(read_examples(argv[0] if argv else "toy"))
+            describe(read_examples(name := argv[0] if argv else "toy"), Path("out") / f"data-{Path(name).stem}.png")
     except DataError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)

@@ -749,8 +749,6 @@ def test_sampler_takes_every_row_once_an_epoch_in_an_order_of_its_own():
     assert epochs[0] != epochs[1]
     assert epochs == [BucketSampler(lengths, 32, 1).batches(0), BucketSampler(lengths, 32, 1).batches(1)]
     assert BucketSampler(lengths, 32, 2).batches(0) != epochs[0]
-    with pytest.raises(DataError, match="0 rows"):
-        BucketSampler([], 32, 1)
 
 
 def test_sampler_resumes_in_the_middle_of_an_epoch():
@@ -772,7 +770,8 @@ def test_sampler_resumes_in_the_middle_of_an_epoch():
 
 # ---- the command
 
-def test_command(tmp_path, capsys):
+def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     def run(*arguments):
         try:
             data.main(list(map(str, arguments)))
@@ -801,26 +800,24 @@ def test_download_command(official, tmp_path, capsys):
     assert len(read_examples(tmp_path / "here", "train")) == 6
 
 
-def test_describe_counts_what_one_can_count_by_hand(capsys):
-    rows = [Example("1", "A man sleeps.", "A man is awake.", "contradiction", ("Just because he can't.",)),
-            Example("2", "A man runs.", "Nobody runs, no man.", "contradiction", ("A man runs.", "He does.")),
+def test_describe_counts_what_one_can_count_by_hand(tmp_path, capsys):
+    rows = [Example("1", "A man sleeps.", "A man is awake.", "contradiction", ("Just because he can.",)),
+            Example("2", "A man runs.", "Nobody runs, no man.", "contradiction", ("A man runs.", "A he does it.")),
             Example("3", "A cat sits.", "A cat sits.", "entailment", kind="copy"), Example("4", "A cat", "A cat sits", None)]
-    data.describe(rows)
+    data.describe(rows, tmp_path / "a" / "b.png")
     out = capsys.readouterr().out
     table = {line[:38].strip(): [float(cell) for cell in line[38:].split()] for line in out.splitlines() if re.match("[^:]{38} +[0-9]", line)}
-    assert table["rows"] == [1, 2, 1] and table["words of a premise"] == [3, 3, 2] and table["words of an explanation"] == [0, 3.3, 0]
+    assert (tmp_path / "a" / "b.png").read_bytes().startswith(b"\x89PNG")
+    assert table["rows"] == [1, 2, 1] and table["words of a premise"] == [3, 3, 2] and table["words of an explanation"] == [0, 3.7, 0]
     assert table["% hypotheses with a negation"] == [0, 50, 0]
     assert table["% hypothesis words not in the premise"] == [0, 50, 33.3]
-    assert table["% explanations with 'just because'"] == [0, 33.3, 0] and "kinds: copy 1" in out
-    data.describe(toy_examples(300))
-    assert "breadth" in capsys.readouterr().out
-    data.describe([])
-    assert capsys.readouterr().out.startswith("0 rows")
+    assert table["% explanations with 'just because'"] == [0, 33.3, 0]
+    assert table["% words two explanations share"] == [0, 28.6, 0]
 
 
 @needs_real
-def test_describe_the_real_dev_split(capsys):
-    data.describe(read_examples(Path(REAL) / "data" / "esnli" / "esnli_dev.csv"))
+def test_describe_the_real_dev_split(tmp_path, capsys):
+    data.describe(read_examples(Path(REAL) / "data" / "esnli" / "esnli_dev.csv"), tmp_path / "b.png")
     out = capsys.readouterr().out
     table = {line[:38].strip(): [float(cell.replace(",", "")) for cell in line[38:].split()] for line in out.splitlines() if re.match("[^:]{38} +[0-9]", line)}
     assert "2 pairs come twice or more, 0 with several labels" in out and table["rows"] == [3329, 3235, 3278]
