@@ -6,12 +6,10 @@
         --limit=N        a seeded sample of N rows       --probes=100  rows on which the model is asked again, for its faithfulness
         --seed=0         of all that is drawn            --num_beams=1 --device=cpu   of the decoder
 
-A run folder gets eval.json (every figure), predictions.jsonl (a line a row, the reference beside the answer), confusion.png and
-report.html, one page that works offline; a predictions file NAME.jsonl gets NAME.eval.json and NAME.report.html beside it. Answers
-are kept in RUN/answers.jsonl and used again, after an interruption too, for as long as the weights are the same.
-
-Rows whose answer names no label count as wrong and are listed. N-gram scores prove little by themselves, so baselines stand beside
-them. Shares and ROUGE are fractions in eval.json and percent in print. Read next: apprentice.py (how a run answers), data.py (rows).
+A run folder gets eval.json (every figure), predictions.jsonl (a line a row with a gold label, the reference beside the answer),
+confusion.png and report.html, one page that works offline; a predictions file NAME.jsonl gets NAME.eval.json and NAME.report.html.
+Answers are kept in RUN/answers.jsonl and used again, after an interruption too, for as long as the weights are the same. A row whose
+answer names no label is wrong. Shares are fractions in eval.json, percent in print. Read next: apprentice.py, distill.py.
 """
 
 import base64
@@ -22,7 +20,6 @@ import json
 import math
 import random
 import re
-import string
 import sys
 import zlib
 from collections import Counter
@@ -46,13 +43,10 @@ ROUGE_KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 IRREGULAR = dict(zip("skies dying lying tying innings outings cannings".split(), "sky die lie tie inning outing canning".split(), strict=True))
 IRREGULAR |= {word: word for word in "sky news inning outing canning howe proceed exceed succeed".split()}
 STEPS = (  # Porter's steps 2, 3, 4: the measure that the stem must exceed; "suffix:replacement", where a letter before + stays and must be there
-    (0, "alli:al"),
-    (0, "ational:ate tional:tion enci:ence anci:ance izer:ize bli:ble entli:ent eli:e ousli:ous ization:ize ation:ate ator:ate alism:al "
+    (0, "alli:al"), (0, "ational:ate tional:tion enci:ence anci:ance izer:ize bli:ble entli:ent eli:e ousli:ous ization:ize ation:ate ator:ate alism:al "
         "iveness:ive fulness:ful ousness:ous aliti:al iviti:ive biliti:ble fulli:ful l+ogi:og"),
     (0, "icate:ic ative: alize:al iciti:ic ical:ic ful: ness:"),
-    (1, "al: ance: ence: er: ic: able: ible: ant: ement: ment: ent: s+ion: t+ion: ou: ism: ate: iti: ous: ive: ize:"),
-)  # fmt: skip
-
+    (1, "al: ance: ence: er: ic: able: ible: ant: ement: ment: ent: s+ion: t+ion: ou: ism: ate: iti: ous: ive: ize:"))  # fmt: skip
 
 def _shape(word):
     """'c' for each consonant, 'v' for each vowel; y is a vowel after a consonant: "syzygy" is "cvcvcv", "toy" is "cvc". Porter's measure of
@@ -62,7 +56,6 @@ def _shape(word):
         shape += "v" if letter in "aeiou" or (letter == "y" and shape.endswith("c")) else "c"
     return shape, shape.count("vc"), shape == "vc" or (shape.endswith("cvc") and word[-1] not in "wxy")
 
-
 def _rewrite(word, above, rules):
     """Apply the first rule whose suffix fits, if the measure of what stands before it exceeds `above`; no later rule is tried."""
     for suffix, replacement in (rule.split(":") for rule in rules.split()):
@@ -70,7 +63,6 @@ def _rewrite(word, above, rules):
             stem = word.removesuffix(suffix.split("+")[-1])
             return stem + replacement if _shape(stem)[1] > above else word
     return word
-
 
 @functools.lru_cache(maxsize=1 << 17)
 def porter_stem(word):
@@ -98,16 +90,13 @@ def porter_stem(word):
         word = word[:-1]
     return word[:-1] if word.endswith("ll") and _shape(word[:-1])[1] > 1 else word
 
-
 def rouge_tokens(text, stem=True):
     """Runs of a-z and 0-9 of the lower-cased text; words of four letters and more are stemmed: "A café!" gives ["a", "caf"]."""
     words = re.findall(r"[a-z0-9]+", text.lower())
     return [porter_stem(word) if len(word) > 3 else word for word in words] if stem else words
 
-
 def _ngrams(tokens, n):
     return Counter(zip(*(tokens[i:] for i in range(n)), strict=False))
-
 
 @functools.lru_cache(maxsize=1 << 17)  # the references of a row are met again by every baseline and every run
 def _rouge_parts(text, stem):
@@ -115,12 +104,10 @@ def _rouge_parts(text, stem):
     tokens = rouge_tokens(text, stem)
     return tokens, (_ngrams(tokens, 1), _ngrams(tokens, 2)), [rouge_tokens(line, stem) for line in text.split("\n")]
 
-
 def _scores(hits, predicted, wanted):
     """(precision, recall, F) of `hits` shared items among `predicted` and `wanted` ones; 0 where a side is empty."""
     precision, recall = hits / max(predicted, 1), hits / max(wanted, 1)
     return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
-
 
 def _lcs(reference, prediction):
     """Indices into `reference` of a longest common subsequence: of two equally long ways back, the one that drops a token of the reference
@@ -144,10 +131,8 @@ def _lcs(reference, prediction):
             j -= 1
     return found
 
-
 def rouge(prediction, references, stem=True):
     """ROUGE of one text: {"rouge1": (P, R, F), "rouge2": ..., "rougeL": ..., "rougeLsum": ...}, fractions.
-
     references: strings, or one string; ValueError if there is none. Each metric takes P and R from the reference with its own best F (the
     first of equals). rougeLsum reads lines as sentences: a reference's line gives the tokens in its LCS with any line of the prediction."""
     if not references:
@@ -164,14 +149,11 @@ def rouge(prediction, references, stem=True):
                 best[kind] = scores
     return best
 
-
 BLEU_RULES = (  # the tokens of the mteval-v13a script, each rule applied to the text that the last one left
     (r"\s+\Z", ""), ("<skipped>", ""), ("-\n", ""), ("\n", " "), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"), (r"\A|\Z", " "),
-    ("([" + re.escape("".join(set(string.punctuation) - set("',-."))) + "])", r" \1 "),
+    (r"([!-&(-+/:-@\[-`{-~])", r" \1 "),  # what is ASCII and no letter, digit or one of ' , - .
     (r"([^0-9])([.,])", r"\1 \2 "), (r"([.,])([^0-9])", r" \1 \2"),  # full stop and comma stay inside a number only: 1,000.5
-    (r"([0-9])(-)", r"\1 \2 "),
-)  # fmt: skip
-
+    (r"([0-9])(-)", r"\1 \2 "))  # fmt: skip
 
 @functools.lru_cache(maxsize=1 << 17)
 def _bleu_tokens(text):
@@ -179,15 +161,13 @@ def _bleu_tokens(text):
         text = re.sub(pattern, replacement, text)
     return text.split()
 
-
 def bleu(predictions, references):
     """Corpus BLEU from 0 to 100. predictions: strings; references: a list of strings (or one string) for each; ValueError if one is missing.
     As sacrebleu's defaults have it (Papineni et al. 2002; Post 2018, "A Call for Clarity in Reporting BLEU Scores"): n-grams to 4, the
     closest reference length, the k-th order without a match counts as 1 / 2^k matches."""
     references = [[texts] if isinstance(texts, str) else texts for texts in references]
     if not predictions or len(predictions) != len(references) or not all(references):
-        raise ValueError(f"bleu needs a non-empty list of references for each prediction: {len(predictions)} predictions, "
-                         f"{len(references)} lists of references, {sum(not r for r in references)} of them empty")  # fmt: skip
+        raise ValueError(f"bleu: {len(predictions)} predictions and {len(references)} lists of references, {sum(map(bool, references))} of them not empty")
     length, wanted_length, hits, totals = 0, 0, [0] * 4, [0] * 4
     for prediction, texts in zip(predictions, references, strict=True):
         tokens, sides = _bleu_tokens(prediction), [_bleu_tokens(text) for text in texts]
@@ -200,11 +180,9 @@ def bleu(predictions, references):
     if not all(totals) or not any(hits):
         return 0.0
     hits = [hit or 0.5 ** (hits[: n + 1].count(0)) for n, hit in enumerate(hits)]
-    log_precision = sum(math.log(hit / total) for hit, total in zip(hits, totals, strict=True)) / 4
-    return 100 * math.exp(log_precision + min(0.0, 1 - wanted_length / length))
+    return 100 * math.exp(sum(math.log(hit / total) for hit, total in zip(hits, totals, strict=True)) / 4 + min(0.0, 1 - wanted_length / length))
 
 # --- labels and reasons -----------------------------------------------------------------------------------------------
-
 
 def bootstrap_interval(values, clusters, draws=2000, seed=0, statistic=lambda means: means[:, 0]):
     """The 95% percentile interval (low, high) of the mean of `values` (N numbers), resampling whole clusters (N names): the rows of a premise
@@ -212,13 +190,10 @@ def bootstrap_interval(values, clusters, draws=2000, seed=0, statistic=lambda me
     Field & Welsh 2007). Of values (N, K): the interval of a statistic of the K means, (draws, K) -> (draws,), NaN where it is not defined."""
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     values = np.asarray(values, dtype=float).reshape(len(cluster), -1)
-    sizes, sums = np.bincount(cluster), np.stack([np.bincount(cluster, weights=column) for column in values.T], axis=1)
-    rng, means = np.random.default_rng(seed), np.empty((draws, values.shape[1]))
-    for i in range(draws):
-        drawn = rng.integers(len(sizes), size=len(sizes))  # as many clusters as there are, with replacement
-        means[i] = sums[drawn].sum(axis=0) / sizes[drawn].sum()
+    sizes, sums, rng = np.bincount(cluster), np.stack([np.bincount(cluster, column) for column in values.T], axis=1), np.random.default_rng(seed)
+    drawn = (rng.integers(len(sizes), size=len(sizes)) for _ in range(draws))  # as many clusters as there are, with replacement
+    means = np.array([sums[rows].sum(axis=0) / sizes[rows].sum() for rows in drawn])
     return tuple(np.nanpercentile(statistic(means), [2.5, 97.5]).tolist())
-
 
 def label_metrics(gold, predicted):
     """Accuracy, share of valid answers, precision, recall and F1 of each label, macro F1 (the mean over the labels that occur in `gold`),
@@ -231,9 +206,8 @@ def label_metrics(gold, predicted):
         labels[label] = {**dict(zip(("precision", "recall", "f1"), scores, strict=True)), "rows": sum(row.values())}
     seen = [scores["f1"] for scores in labels.values() if scores["rows"]]
     return {"accuracy": sum(row[label] for label, row in confusion.items()) / len(gold),
-            "valid": (len(gold) - sum(row["none"] for row in confusion.values())) / len(gold),
-            "macro_f1": sum(seen) / len(seen), "labels": labels, "confusion": confusion}  # fmt: skip
-
+            "valid": (len(gold) - sum(row["none"] for row in confusion.values())) / len(gold), "macro_f1": sum(seen) / len(seen),
+            "labels": labels, "confusion": confusion}  # fmt: skip
 
 def reason_metrics(reasons, references, clusters, seed=0):
     """Plain means of ROUGE (with stemming) over the rows, the interval of ROUGE-L's F, and BLEU. A row without reference is left out.
@@ -243,13 +217,11 @@ def reason_metrics(reasons, references, clusters, seed=0):
         return None
     reasons, references, clusters = zip(*rows, strict=True)
     scores = [rouge(reason, texts) for reason, texts, _ in tqdm(rows, desc="ROUGE", unit="text", leave=False, disable=len(rows) < 2000)]
-    sizes = sorted({len(texts) for texts in references})
-    metrics = {"rows": len(rows), "references": " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))), "stemming": True}
-    for kind in ROUGE_KINDS:
-        metrics[kind] = dict(zip(("precision", "recall", "f"), np.mean([row[kind] for row in scores], axis=0).tolist(), strict=True))
+    sizes = [len(texts) for texts in references]
+    metrics = {"rows": len(rows), "references": " to ".join(sorted({str(min(sizes)), str(max(sizes))})), "stemming": True}
+    metrics |= {kind: dict(zip(("precision", "recall", "f"), np.mean([row[kind] for row in scores], axis=0).tolist(), strict=True)) for kind in ROUGE_KINDS}
     metrics["rougeL"]["interval"] = bootstrap_interval([row["rougeL"][2] for row in scores], clusters, seed=seed)
     return {**metrics, "bleu": bleu(reasons, references)}
-
 
 def join(examples, predictions):
     """The lines of predictions.jsonl: each prediction (a dict with id, label of LABELS or None, rationale), and what its example holds
@@ -262,9 +234,8 @@ def join(examples, predictions):
         if wrong:
             count, first = (wrong, "") if isinstance(wrong, int) else (len(wrong), f", the first has the id {wrong[0]!r}")
             raise DataError(f"{count} {what}{first}; was another split or sample answered?")
-    return [{**answers[e.id], "gold_label": e.label, "references": e.explanations, "premise": e.premise, "hypothesis": e.hypothesis,
-             "kind": e.kind} for e in examples]  # fmt: skip
-
+    return [{**answers[e.id], "gold_label": e.label, "references": e.explanations, **{key: getattr(e, key) for key in ("premise", "hypothesis", "kind")}}
+            for e in examples]  # fmt: skip
 
 def evaluate(examples, predictions, seed=0):
     """All metrics of `predictions` (as `join` takes them) on the `examples` (data.Example) that have a gold label, as a dict that json can
@@ -274,18 +245,16 @@ def evaluate(examples, predictions, seed=0):
         raise DataError("no row of the data has a gold label, so nothing can be scored")
     gold, predicted, reasons, references, premises, kinds = (
         [line[key] for line in lines] for key in ("gold_label", "label", "rationale", "references", "premise", "kind"))  # fmt: skip
-    right = [want == got for want, got in zip(gold, predicted, strict=True)]
-    by_kind = {kind: [r for r, other in zip(right, kinds, strict=True) if other == kind] for kind in sorted(set(kinds)) if any(kinds)}
+    right, rows = [want == got for want, got in zip(gold, predicted, strict=True)], Counter(kinds)
+    of_kind = Counter(kind for kind, r in zip(kinds, right, strict=True) if r)
     return {"rows": len(lines), "unlabelled": len(examples) - len(lines), "premises": len(set(premises)),
             **label_metrics(gold, predicted), "accuracy_interval": bootstrap_interval(right, premises, seed=seed),
             "unparseable": [line["id"] for line in lines if line["label"] not in LABELS],
-            "kinds": {kind: {"rows": len(r), "accuracy": sum(r) / len(r)} for kind, r in by_kind.items()},
+            "kinds": {kind: {"rows": rows[kind], "accuracy": of_kind[kind] / rows[kind]} for kind in sorted(rows) if any(kinds)},
             "reasons": reason_metrics(reasons, references, premises, seed)}  # fmt: skip
 
-
 def reference_baselines(examples, seed=0):
-    """What a reader needs beside a model's figures on the same rows: {name: metrics}, each with parts of what evaluate() returns.
-    "human" scores the first explanation against the others, one reference fewer than the rest, which lowers it."""
+    """What a reader needs beside a model's figures on the same rows: {name: parts of what evaluate() returns}."""
     scored = [e for e in examples if e.label]
     gold, premises, references = [e.label for e in scored], [e.premise for e in scored], [e.explanations for e in scored]
     frames = {"entailment": "{h} because {p}.", "neutral": "Just because {p} does not mean that {h}.", "contradiction": "It cannot be that {h} if {p}."}
@@ -296,11 +265,9 @@ def reference_baselines(examples, seed=0):
     return {f"majority class ({majority})": label_metrics(gold, [majority] * len(gold)),
             **{name: {"reasons": reason_metrics(*texts, premises, seed)} for name, texts in reasons.items()}}  # fmt: skip
 
-
 @torch.inference_mode()
 def bert_score(predictions, references, model, tokenizer, layer=None, idf=False):
     """BERTScore (Zhang et al. 2020, arXiv 1904.09675, section 3) of N texts, each against a list of references: tensors P, R, F (N,).
-
     A token, as the first `layer` blocks of a T5's encoder (None: all) and its final norm embed it, is matched with the token of the other
     text most like it (cosine): P is the mean over the prediction, R over the reference; of several references the best counts, for P, R,
     F by itself. idf: a token that m of M references hold weighs log((M + 1) / (m + 1)). As the package bert_score has it, but here </s> is
@@ -334,14 +301,12 @@ def bert_score(predictions, references, model, tokenizer, layer=None, idf=False)
             scores[row] = scores[row].maximum(found)
     return tuple(scores.unbind(1))
 
-
 # --- findings: one question, a table that answers it, perhaps a picture ----------------------------------------------------
 # What eval.json and the report hold of a question: its table, the docstring of the function that answers it, and what `picture` takes.
 
-
 def finding(function, table, **picture):
+    """{"about", "table", and what `picture` takes}."""
     return {"about": " ".join(function.__doc__.split()), "table": table, **picture}
-
 
 def expected_calibration_error(confidence, right, bins=10):
     """(ECE, [(mean confidence, accuracy) of each bin that has rows]) of N probabilities and N bools: the gap between the two in bins of
@@ -350,7 +315,6 @@ def expected_calibration_error(confidence, right, bins=10):
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     points = {k: (float(confidence[place == k].mean()), float(right[place == k].mean())) for k in np.unique(place)}
     return sum(abs(c - a) * float((place == k).mean()) for k, (c, a) in points.items()), list(points.values())
-
 
 def calibration(scores, gold, held_out_scores, held_out_gold):
     """Does the model know how sure it is? ECE: the gap between the likeliest label's probability and how often it is right, in ten bins;
@@ -366,12 +330,10 @@ def calibration(scores, gold, held_out_scores, held_out_gold):
         lines[name] = tuple(zip(*points, strict=True))
     return finding(calibration, table, x="probability of the likeliest label", y="share right", lines=lines)
 
-
 def mcnemar(first_only, second_only):
     """The exact two-sided p-value of two systems' wins on the rows where just one is right (McNemar 1947; a binomial of 1/2)."""
     n, k = first_only + second_only, min(first_only, second_only)
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
-
 
 def comparison(lines, others, seed=0):
     """This run minus another on the same rows, with paired bootstrap intervals by premise; and how likely so uneven a split of the rows
@@ -379,21 +341,19 @@ def comparison(lines, others, seed=0):
     premise are not: where the two disagree, trust the interval)."""
     table, premises = {}, [line["premise"] for line in lines]
     for name, their in others.items():
-        right = [np.array([line["label"] == line["gold_label"] for line in rows], dtype=float) for rows in (lines, their)]
-        rouges = [np.array([line["ROUGE-L"] for line in rows]) for rows in (lines, their)]
-        wins = int((right[0] > right[1]).sum()), int((right[0] < right[1]).sum())
+        gains = {"accuracy": np.subtract(*([float(line["label"] == line["gold_label"]) for line in rows] for rows in (lines, their))),
+                 "ROUGE-L": np.subtract(*([line["ROUGE-L"] for line in rows] for rows in (lines, their)))}  # fmt: skip
+        wins = [int((sign * gains["accuracy"] > 0).sum()) for sign in (1, -1)]
         row = table[f"minus {name}"] = {"p": f"{mcnemar(*wins):.2g}", "only this right": wins[0], "only the other": wins[1],
                                         "same answer": float(np.mean([a["label"] == b["label"] for a, b in zip(lines, their, strict=True)]))}  # fmt: skip
-        for what, (a, b) in (("accuracy", right), ("ROUGE-L", rouges)):
-            row |= {what: float((a - b).mean()), f"{what}, 95%": bootstrap_interval(a - b, premises, seed=seed)}
+        for what, gain in gains.items():
+            row |= {what: float(gain.mean()), f"{what}, 95%": bootstrap_interval(gain, premises, seed=seed)}
     return finding(comparison, table)
-
 
 TEMPLATES = re.compile(  # the frames of e-SNLI's uninformative reasons (Camburu et al. 2018, appendix A), without the sentences put in them
     r"just because|do(es)?( not|n't) (mean|imply)|impl(y|ies)|^if .* then |rephras|the same (thing|as)|sentence (1|2|one|two)|^there (is|are) "
     r"|can('t| ?not)? (infer|assume|also|either)|^either .* or |^it cannot be .* if |contradict|is (not the same|different)", re.I)  # fmt: skip
 JOINTS = re.compile(r"[,.;]|\b(?:and|so|because|since|therefore|but|then|if|while|although)\b")
-
 
 def read_reason(line):
     """What can be seen of one line's reason, by itself and beside its references, as `manner` explains."""
@@ -404,7 +364,6 @@ def read_reason(line):
             "template": float(bool(TEMPLATES.search(reason)) and max(scores["rouge1"][1] for scores in sides) >= 0.8),
             "copy": float(max(scores["rougeL"][0] for scores in sides) >= 0.9), "words": len(reason.split()), "joints": len(JOINTS.findall(reason))}
 
-
 def manner(named_lines):
     """How the reasons are made. Clauses named: of the nearest human reason's clauses those that are there, word for word but for order.
     Template: a known empty frame of e-SNLI (Camburu et al. 2018) around 80% of a sentence's words. Copy: 90% of its words stand in one
@@ -413,15 +372,12 @@ def manner(named_lines):
     table = {}
     for name, lines in {**named_lines, "human": [{**line, **read_reason(line)} for line in human]}.items():
         if any(line["rationale"] for line in lines):
-            mean = {key: float(np.mean([line[key] for line in lines])) for key in read_reason(lines[0])}
-            table[name] = mean | {key: f"{mean[key]:.1f}" for key in ("words", "joints")}
-            table[name] |= {"different words": len({word for line in lines for word in line["rationale"].lower().split()}),
-                            "different reasons": len({line["rationale"] for line in lines}) / len(lines)}  # fmt: skip
+            mean, different = {key: float(np.mean([line[key] for line in lines])) for key in read_reason(lines[0])}, {line["rationale"] for line in lines}
+            table[name] = mean | {"words": f"{mean['words']:.1f}", "joints": f"{mean['joints']:.1f}", "different reasons": len(different) / len(lines),
+                                  "different words": len({word for reason in different for word in reason.lower().split()})}  # fmt: skip
     return finding(manner, table)
 
-
 # --- is it the reason? Tests of faithfulness --------------------------------------------------------------------------------
-
 
 def cross_fitted(lines, training, views, steps=60):
     """What a cheap reader takes the texts of views {name: N texts} for: {name: N labels}. It is a logistic regression over the words and
@@ -446,22 +402,19 @@ def cross_fitted(lines, training, views, steps=60):
                         for name, column in views.items() for ids, starts in [bags(column)]})  # fmt: skip
     return {name: [LABELS[guesses[k][name][i]] for i, k in enumerate(half)] for name in views}
 
-
 def leakage_adjusted(from_input, from_reason, from_both, premises, seed=0):
     """LAS, the leakage-adjusted simulatability (Hase et al. 2020, arXiv 2010.04119, section 4): how much more often a simulator guesses
     the model's answer with the reason than without, as the mean over two bins of rows: those whose reason alone gives the answer away,
     and the others. Of N rows each, was the guess right from the input, from the reason, from both? -> a table's row."""
     gain, leaks = np.subtract(from_both, from_input, dtype=float), np.asarray(from_reason, dtype=float)
     columns = np.stack([gain * leaks, leaks, gain * (1 - leaks), 1 - leaks], axis=1)
-
-    def las(means):
-        return (means[:, 0] / means[:, 1] + means[:, 2] / means[:, 3]) / 2
-
-    with np.errstate(invalid="ignore"):  # an empty bin: 0 / 0
-        values = las(columns.mean(0, keepdims=True))[0], *bootstrap_interval(columns, premises, seed=seed, statistic=las)
-    return {"LAS": values[0], "95% interval": values[1:], "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
+    las = lambda means: (means[:, 0] / means[:, 1] + means[:, 2] / means[:, 3]) / 2  # noqa: E731
+    value = interval = None  # not defined where a bin is empty
+    if 0 < leaks.sum() < len(leaks):
+        with np.errstate(invalid="ignore"):  # a draw may leave a bin empty: 0 / 0
+            value, interval = float(las(columns.mean(0, keepdims=True))[0]), bootstrap_interval(columns, premises, seed=seed, statistic=las)
+    return {"LAS": value, "95% interval": interval, "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
             "that do not": int((1 - leaks).sum()), "right from input": float(np.mean(from_input)), "from both": float(np.mean(from_both))}  # fmt: skip
-
 
 def simulatability(lines, seed=0):
     """Does the reason help to foresee the answer, beyond giving it away? LAS (Hase et al. 2020), its two bins, and plain simulatability,
@@ -474,7 +427,6 @@ def simulatability(lines, seed=0):
     right = (np.array(guesses[view]) == answers for view in views)
     return finding(simulatability, {"n-grams": leakage_adjusted(*right, [line["premise"] for line in lines], seed)})
 
-
 def swapped(lines, same, seed=0):
     """For each line another one, drawn among those with the same answer (same=False: with a different one); an empty one if there is none."""
     rng, empty = random.Random(seed), {"rationale": "", "premise": "", "hypothesis": ""}
@@ -482,12 +434,10 @@ def swapped(lines, same, seed=0):
     twos = [rng.sample(pool, min(2, len(pool))) for pool in (pools[line["label"]] for line in lines)]
     return [next((other for other in two if other is not line), empty) for two, line in zip(twos, lines, strict=True)]
 
-
 def consistency(lines, seed=0):
-    """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason.
-    The control, another row's reason for the same answer, does as well where reasons only repeat the label. So beside it: does the reason
-    share more words with its own pair than with that of another row of the same answer (50%: by chance)? What goes together may still
-    have been made up after the answer (Wiegreffe et al. 2021, arXiv 2010.12762)."""
+    """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason. The
+    control, another row's reason for the same answer, does as well where reasons only repeat the label. So: does the reason share more words
+    with its own pair than with another row's of that answer (50%: chance)? It may still be made up after the answer (Wiegreffe et al. 2021)."""
     lines = [line for line in lines if line["references"]]
     control, foil = swapped(lines, True, seed), swapped(lines, True, seed + 1)
     texts = {"its own reason": [line["rationale"] for line in lines], "control: another row's": [other["rationale"] for other in control],
@@ -501,7 +451,6 @@ def consistency(lines, seed=0):
         table[name] = {"read as the answer": float(right.mean()), "nearer to its own pair": float(np.mean(nearer)) / 2 + 0.5}
     return finding(consistency, table)
 
-
 def insertions(lines, answer, seed=0):
     """A word put into the hypothesis (an adjective behind an article or number, an adverb behind "is" or "are"): how often does the answer
     flip, and does the new reason name the word (Atanasova et al. 2023, arXiv 2305.18029, section 3.1)? A flip that the reason does not own
@@ -514,9 +463,8 @@ def insertions(lines, answer, seed=0):
             changed.append((line, word, f"{line['hypothesis'][: spot.end()]}{word} {line['hypothesis'][spot.end() :]}"))
     answers = answer([(line["premise"], hypothesis) for line, _, hypothesis in changed])
     flips = [word in a.rationale.lower() for (line, word, _), a in zip(changed, answers, strict=True) if a.label != line["label"]]
-    return finding(insertions, {"inserted words": {"tried": len(changed), "answer flips": len(flips) / max(len(changed), 1),
-                                                   "flips whose reason names it": float(np.mean(flips)) if flips else None}})  # fmt: skip
-
+    share, named = len(flips) / max(len(changed), 1), float(np.mean(flips)) if flips else None
+    return finding(insertions, {"inserted words": {"tried": len(changed), "answer flips": share, "flips whose reason names it": named}})
 
 def forced_reasons(lines, score, seed=0):
     """How often the answer moves when the reason before it is cut to its beginning, or swapped for another row's (Lanham et al. 2023,
@@ -530,9 +478,7 @@ def forced_reasons(lines, score, seed=0):
     return finding(forced_reasons, {name: {"answer moves": share} for name, share in zip(forced, moves, strict=True)},
                    x="share of the reason kept, %", y="share of answers that move", lines={"cut reasons": ((100, 75, 50, 25, 0), moves[:5])})  # fmt: skip
 
-
 # --- tables, pictures and the page ------------------------------------------------------------------------------------
-
 
 def headline(metrics):
     """Intervals are bootstrapped over premises. ROUGE: F of the best reference, Porter stemming, the plain mean of the rows; BLEU: of the whole
@@ -540,7 +486,6 @@ def headline(metrics):
     reasons = metrics.get("reasons") or {}
     shares = {kind.replace("rouge", "ROUGE-"): reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS} | {"BLEU": reasons.get("bleu", math.nan) / 100}
     return {name: metrics.get(name.replace(" ", "_")) for name in ("accuracy", "accuracy interval", "valid", "macro f1")} | shares
-
 
 def picture(x, y, lines=None, confusion=None):
     """PNG bytes: curves {name: (xs, ys)}, or a confusion matrix, a row a gold label; colour and percent are shares of the row."""
@@ -560,9 +505,7 @@ def picture(x, y, lines=None, confusion=None):
     figure.savefig(png, format="png")
     return png.getvalue()
 
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --card: #f4f6f9; --page: #fff; --good: #137a4b; --bad: #b3382c }
+STYLE = """:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --card: #f4f6f9; --page: #fff; --good: #137a4b; --bad: #b3382c }
 @media (prefers-color-scheme: dark) { img { filter: invert(.92) hue-rotate(180deg); mix-blend-mode: lighten }
   :root { --ink: #e4e8ee; --soft: #9aa5b4; --line: #333b47; --card: #1b212a; --page: #12161c; --good: #4cc38a; --bad: #f0796b } }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
@@ -571,26 +514,21 @@ div { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-va
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; font-weight: 400 }
 th:first-child, td:first-child { text-align: left; padding-left: 0 } tr:nth-child(2) td { font-weight: 600 } img { width: 100%; max-width: 34rem }
 article { background: var(--card); border-radius: .6rem; padding: .8rem 1rem; margin: .75rem 0 } .good { color: var(--good) } .bad { color: var(--bad) }
-dl { display: grid; grid-template-columns: minmax(4rem, 1fr) 6fr; gap: .2rem .75rem; margin: 0 } dd { margin: 0; white-space: pre-wrap }
-summary { cursor: pointer; margin: .8rem 0 }
-"""
-
+dl { display: grid; grid-template-columns: minmax(4rem, 1fr) 6fr; gap: .2rem .75rem } dl, dd { margin: 0 } summary { cursor: pointer; margin: .8rem 0 }"""
 
 def html_table(table):
     """A table that scrolls sideways on its own; every cell is escaped."""
     rows = ["".join(f"<{'td' if i else 'th'}>{html.escape(cell)}" for cell in line) for i, line in enumerate(cells(table))]
     return f"<div><table><tr>{'<tr>'.join(rows)}</table></div>"
 
-
 def html_card(line):
     """A line of predictions.jsonl, nothing edited, everything escaped."""
     fields = {"premise": line["premise"], "hypothesis": line["hypothesis"], "gold": line["gold_label"], "answer": line["label"] or "none",
               "reason": line["rationale"], "raw text": not line["label"] and line.get("text"),
               **{f"human {i}": text for i, text in enumerate(line["references"], start=1)}, **line.get("others", {})}  # fmt: skip
-    mark = {"answer": f" class={'good' if line['label'] == line['gold_label'] else 'bad'}"}
-    shown = (f"<dt>{html.escape(name)}<dd{mark.get(name, '')}>{html.escape(text)}" for name, text in fields.items() if text)
-    return f"<article><dl>{''.join(shown)}</dl></article>"
-
+    mark = f" class={'good' if line['label'] == line['gold_label'] else 'bad'}"
+    shown = (f"<dt>{html.escape(name)}<dd{mark * (name == 'answer')}>{html.escape(text)}" for name, text in fields.items() if text)
+    return "<article><dl>" + "".join(shown) + "</dl></article>"
 
 def report_page(result, lines):
     """The report as one HTML page that needs nothing outside it. result: what eval.json holds; lines: those of predictions.jsonl."""
@@ -609,14 +547,11 @@ def report_page(result, lines):
             parts.append(f'<p><img alt="{found["y"]} by {found["x"]}" src="data:image/png;base64,{png}">')
     for title, group in groups.items():
         parts += [f"<details><summary>{title}: {min(10, len(group))} of {len(group):,}</summary>", *map(html_card, group[:10]), "</details>"]
-    settings = html_table({key: {"value": str(value)} for key, value in result["settings"].items()})
     return ('<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
             f"<title>{html.escape(result['run'])}: evaluation</title><style>{STYLE}</style><body>{''.join(parts)}"
-            f"<details><summary>Settings of the run</summary>{settings}</details></body></html>\n")  # fmt: skip
-
+            f"<details><summary>Settings</summary>{html_table({k: {'value': str(v)} for k, v in result['settings'].items()})}</details>\n")  # fmt: skip
 
 # --- command line -----------------------------------------------------------------------------------------------------
-
 
 def read_predictions(path):
     """The rows of a JSONL predictions file as dicts with id, label, rationale and text; DataError names the line that is wrong."""
@@ -624,17 +559,15 @@ def read_predictions(path):
     for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
-            found = {"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": row.get("text", "")}
-            if not isinstance(found["label"], str | None) or not isinstance(found["rationale"], str):
+            predictions.append({"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": row.get("text", "")})
+            if not isinstance(row["label"], str | None) or not isinstance(row.get("rationale") or "", str):
                 raise TypeError
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{path}, line {number}: {line[:80]}: id, label (of {', '.join(LABELS)}, or null) and rationale (text) are needed") from None
-        predictions.append(found)
     return predictions
 
-
-def judge(path, opt, baselines):
-    """Everything about one run folder or predictions file by itself: (what eval.json will hold, the lines of predictions.jsonl)."""
+def judge(path, opt, known):
+    """One run folder or predictions file by itself: (what eval.json will hold, the lines of predictions.jsonl). known: baselines, by rows."""
     apprentice = Apprentice.load(path, device=opt["device"]) if path.is_dir() else None
     predictions, settings = (None, apprentice.run.get("settings", {})) if apprentice else (read_predictions(path), {})
     name, split, seed = opt["data"] or settings.get("data"), opt["split"] or "test", opt["seed"]
@@ -649,33 +582,29 @@ def judge(path, opt, baselines):
         print(f"{path} answers {size:,} rows of {name}, split {split}")
         ask = functools.partial(apprentice.answer_once, folder=path, num_beams=opt["num_beams"])
         predictions = [{"id": e.id, **asdict(a)} for e, a in zip(examples, ask([(e.premise, e.hypothesis) for e in examples]), strict=True)]
-    left_out = {e.id for e in everything} - {e.id for e in examples}
-    predictions = [prediction for prediction in predictions if prediction["id"] not in left_out]
+    ids, kept = ({e.id for e in rows} for rows in (everything, examples))
+    predictions = [p for p in predictions if p["id"] in kept or p["id"] not in ids]  # without what --limit leaves out
     result = {"run": str(path), "data": name, "split": split, "limit": opt["limit"], "seed": seed, "num_beams": opt["num_beams"],
               **evaluate(examples, predictions, seed), "settings": settings}  # fmt: skip
-    baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed)
-    sample = f" (a sample, seed {seed})" if opt["limit"] else ""
-    result["about"] = (f"{result['rows']:,} rows{sample} of {name}, split {split}, {result['premises']:,} premises"
+    known[name, split] = result["baselines"] = known.get((name, split)) or reference_baselines(examples, seed)  # the same for every run
+    result["about"] = (f"{result['rows']:,} rows{f' (a sample, seed {seed})' * bool(opt['limit'])} of {name}, split {split}, {result['premises']:,} premises"
                        + f", {result['unlabelled']:,} rows without a gold label left out" * bool(result["unlabelled"]))  # fmt: skip
     lines = [{**line, **read_reason(line)} for line in join(examples, predictions) if line["gold_label"]]
-    said = [line for line in lines if line["rationale"] and line["label"] in LABELS]
-    found = result["findings"] = {}
+    said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {}
     if len({line["premise"] for line in said}) >= 50:
         found |= {"Simulatability": simulatability(said, seed), "Consistency": consistency(said, seed)}
     if apprentice and opt["probes"]:
-        held_out = [e for e in read_examples(name, "validation") if e.label][: len(lines)]
-        sides = [([(line["premise"], line["hypothesis"]) for line in lines], [line["gold_label"] for line in lines]),
-                 ([(e.premise, e.hypothesis) for e in held_out], [e.label for e in held_out])]  # fmt: skip
-        scored = [(apprentice.score_labels(pairs, [a.rationale for a in ask(pairs)]), torch.tensor(list(map(LABELS.index, gold)))) for pairs, gold in sides]
-        lines = [{**line, "confidence": sure} for line, sure in zip(lines, scored[0][0].exp().amax(1).tolist(), strict=True)]
-        found["Calibration"] = calibration(*scored[0], *scored[1])
-        few = random.Random(seed).sample(said, min(len(said), opt["probes"]))
-        if few:
+        sides = [[e for e in rows if e.label] for rows in (examples, read_examples(name, "validation", 1000))]
+        pairs = [[(e.premise, e.hypothesis) for e in side] for side in sides]
+        scores = [apprentice.score_labels(side, [a.rationale for a in ask(side)]) for side in pairs]
+        gold = [torch.tensor([LABELS.index(e.label) for e in side]) for side in sides]
+        lines = [{**line, "confidence": sure} for line, sure in zip(lines, scores[0].exp().amax(1).tolist(), strict=True)]
+        found["Calibration"] = calibration(scores[0], gold[0], scores[1], gold[1])
+        if few := random.Random(seed).sample(said, min(len(said), opt["probes"])):
             found["Inserted words"] = insertions(few, ask, seed)
-        if few and apprentice.format == "rationale_then_label":
-            found["Forced reasons"] = forced_reasons(few, apprentice.score_labels, seed)
-    return result, lines
-
+            if apprentice.format == "rationale_then_label":
+                found["Forced reasons"] = forced_reasons(few, apprentice.score_labels, seed)
+    return {**result, "findings": found}, lines
 
 def write_results(path, result, lines):
     """Write the files that the module docstring names for the run folder or predictions file `path`, and say where they are."""
@@ -683,18 +612,16 @@ def write_results(path, result, lines):
     if path.is_dir():
         files["predictions.jsonl"] = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
         files["confusion.png"] = picture("predicted", "gold", confusion=result["confusion"])
-    places = {path / name if path.is_dir() else path.with_name(f"{path.stem}.{name}"): content for name, content in files.items()}
-    for place, content in places.items():
+    for name, content in files.items():
+        place = path / name if path.is_dir() else path.with_name(f"{path.stem}.{name}")
         place.write_bytes(content)
-    print("wrote", *places)
-
+        print("wrote", place)
 
 def main(argv=None):
     """`python evaluate.py RUN [RUN ...] [--data=FILE] [--split=test] ...`"""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or "-h" in argv or "--help" in argv:
-        print(__doc__)
-        return
+        return print(__doc__)
     words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, device="cpu")
     for path in map(Path, words):  # before the first run has answered for an hour
         if not path.is_dir() and not (path.suffix == ".jsonl" and path.is_file()):
@@ -702,14 +629,12 @@ def main(argv=None):
     low = [name for name in ("limit", "seed", "probes", "num_beams") if opt[name] < (name == "num_beams")]
     if low or not words:
         raise DataError(f"--{low[0]}={opt[low[0]]} is too low" if low else "name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
-    baselines = {}
-    done = {path: judge(Path(path), opt, baselines) for path in words}
+    done = {path: judge(Path(path), opt, known) for known in [{}] for path in words}
     for path, (result, lines) in done.items():
-        same = {name: other for name, other in done.items() if all(other[0][key] == result[key] for key in ("data", "split"))}  # the same rows
-        others = {name: other for name, (_, other) in same.items() if name != path}
+        others = {name: their for name, (other, their) in done.items() if name != path and all(other[key] == result[key] for key in ("data", "split"))}
         for i, line in enumerate(lines):
             line["others"] = {name: f"{other[i]['label']}: {other[i]['rationale']}" for name, other in others.items() if other[i]["label"] != line["label"]}
-        table = {path: headline(result), **{name: headline(other) for name, (other, _) in same.items()},
+        table = {path: headline(result), **{name: headline(done[name][0]) for name in others},
                  **{name: headline(metrics) for name, metrics in result["baselines"].items()}}  # fmt: skip
         labels = finding(label_metrics, result["labels"] | result["kinds"], x="predicted", y="gold", confusion=result["confusion"])
         result["findings"] = {"The answers": finding(headline, table), "Labels and kinds": labels,
@@ -720,7 +645,6 @@ def main(argv=None):
             print(f"\n{path}: {title}")
             print_table(found["table"])
         write_results(Path(path), result, lines)
-
 
 if __name__ == "__main__":
     run_main(main)
