@@ -614,8 +614,8 @@ def main(argv=None):
         return
     if argv[0] == "collect":
         opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)[1]
-        if not opt["model"]:
-            raise DataError("--model=NAME is missing: the name that the server at --url=… knows it by, or a run folder")
+        if not opt["model"] or not re.match("https?://|$", opt["url"]) or min(opt["concurrency"], opt["samples"]) < 1:
+            raise DataError("collect needs --model=NAME, a run folder or what the server at --url=http://… calls it; concurrency and samples are 1 or more")
         collect(opt.pop("in"), **opt)
         return
     words, opt = options(argv, json=False, device="cpu", dtype="float32", num_beams=1)

@@ -154,7 +154,7 @@ def read_examples(name, split=None, limit=0, max_bad=0.01):
     of e-SNLI's or SNLI's files. A file is split by its column `split` (SICK: SemEval_set), else by `split_of`. "FILE?premise=NAME&labels=NEC"
     names columns, and what labels 0, 1, 2 are: neutral, entailment, contradiction. "a+b" mixes sources, a row of each in turn; "a@0.5" trains
     on half of its rows, drawn at random, "a@2" on each twice. Unusable rows are set aside in a file with line and reason, and stderr told;
-    where more than `max_bad` of all are at fault, DataError names the first. The label "-" is no fault."""
+    where more than `max_bad` of all (or "FILE?max_bad=0.1") are at fault, DataError names the first. The label "-" is no fault."""
     return list(islice(stream_examples(name, split, max_bad), limit or None))
 
 def stream_examples(name, split=None, max_bad=0.01):
@@ -201,10 +201,10 @@ def split_of(premise):
 def read_file(path, options="", max_bad=0.01):
     """Yields (split, or "" where the file does not tell it, Example) for every usable row of a file."""
     names = dict(parse_qsl(options))
-    numbers = names.pop("labels", "").upper()
-    if sorted(numbers) not in ([], list("CEN")) or names.keys() - NAMES:
-        raise DataError(f"{path}: after ? stand labels=ENC (the letters in any order) and {', '.join(NAMES)} = the name of a column")
-    names, faults, dashes, rows = tuple(names.items()), [], [], 0
+    numbers, share = names.pop("labels", "").upper(), names.pop("max_bad", str(max_bad))
+    if sorted(numbers) not in ([], list("CEN")) or names.keys() - NAMES or not re.fullmatch(r"\d*\.?\d+(e-\d+)?", share):
+        raise DataError(f"{path}: after ? stand labels=ENC (the letters in any order), max_bad=SHARE and {', '.join(NAMES)} = the name of a column")
+    names, max_bad, faults, dashes, rows = tuple(names.items()), float(share), [], [], 0
     log = cache_folder() / "set_aside" / f"{path.name}.txt"
     try:
         for rows, (line, row) in enumerate(rows_of(path, names), 1):  # noqa: B007
@@ -225,7 +225,7 @@ def read_file(path, options="", max_bad=0.01):
             if len(faults) <= max_bad * rows:
                 print(f"{path.name}: {len(faults):,} faulty rows and {len(dashes):,} with the label - of {rows:,} are set aside: {log}", file=sys.stderr)
     if len(faults) > max_bad * rows:
-        raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} rows are at fault, more than max_bad={max_bad:g}: {log} lists them")
+        raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} are at fault; FILE?max_bad={max_bad:g} allows fewer: {log} lists them")
 
 def rows_of(path, names=()):
     """Yields (line on which a row begins, {column: cell}, or the text of a JSON line)."""

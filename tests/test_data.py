@@ -331,7 +331,7 @@ def test_numbers_need_to_be_told_and_columns_can_be(tmp_path, letters, label):
     with pytest.raises(DataError, match="n.csv:2: gold is '1'; .* three readings are in use"):
         read_examples(names)
     assert read_examples(f"{names}&labels={letters}") == [Example("n-2", "a", "b", label)]
-    for wrong in ("labels=ENE", "premises=a"):
+    for wrong in ("labels=ENE", "premises=a", "max_bad=ten"):
         with pytest.raises(DataError, match="after . stand labels=ENC"):
             read_examples(f"{path}?{wrong}")
 
@@ -346,9 +346,10 @@ def test_rows_set_aside_are_told_and_listed(tmp_path, capsys):
     assert "2 faulty rows and 1 with the label - of 304 are set aside" in told and str(listed) in told
     assert listed.read_text().splitlines()[0] == f"{path}:303: hypothesis is empty" and len(listed.read_text().splitlines()) == 3
     assert f"{path}:304: {data.NO_LABEL}" in listed.read_text() and f"{path}:305: label is 'maybe'; it may be entailment, " in listed.read_text()
-    with pytest.raises(DataError, match=r"m.csv:303: hypothesis is empty; 2 of 304 rows are at fault, more than max_bad=0.005"):
+    with pytest.raises(DataError, match=r"m.csv:303: hypothesis is empty; 2 of 304 are at fault; FILE.max_bad=0.005 allows fewer"):
         read_examples(path, max_bad=0.005)
     assert not capsys.readouterr().err, "the error is told once"
+    assert len(read_examples(f"{path}?max_bad=.5", max_bad=0.005)) == 301
     assert len(read_examples(write(tmp_path / "d.csv", "premise,hypothesis,label\na,b,-\na,b,neutral\n"))) == 1, "the label - is no fault"
 
 
