@@ -58,7 +58,7 @@ class Decoder:
         short = torch.bfloat16 if model.rounded and B * S >= 512 else numbers
         self.cross = [block.cross.split(block.cross.kv(memory)).to(short).contiguous() for block in layers]  # (2, B, H, S, k) each
         self.products = [(block.attention.qkv.product, block.cross.q.product) for block in layers]
-        self.cache = [memory.new_zeros(2, B, H, steps * K, k, dtype=numbers) for _ in layers]
+        self.cache = [memory.new_empty(2, B, H, steps * K, k, dtype=numbers) for _ in layers]
         bias = model.decoder.position_bias(steps, steps)[:, :, -1:].to(numbers)  # (1, H, 1, steps): the last step's view of all before it
         self.bias = bias.repeat_interleave(K, dim=-1)  # (1, H, 1, slots)
         self.memory_bias = None  # (B, 1, 1, S)

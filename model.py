@@ -290,7 +290,7 @@ class Attention(nn.Module):
 
     def attend(self, q, k, v, bias):
         """q (B, H, T, k); k, v (B, H, keys, k), perhaps in another dtype -> (B, T, d)"""
-        if q.is_cpu and q.shape[2] <= 16 < q.shape[0] * q.shape[2] and not torch.is_grad_enabled():  # here the plain steps are quicker
+        if q.is_cpu and q.shape[2] <= 16 and q.shape[0] * q.shape[2] > 4 and not torch.is_grad_enabled():  # here the plain steps are quicker
             scores = q.to(k.dtype) @ k.mT
             y = (scores if bias is None else scores + bias).softmax(-1).to(v.dtype) @ v
         else:
