@@ -54,9 +54,8 @@ class Decoder:
         memory = model.encode(source, source_mask)  # (B, S, d)
         (B, S), K, H, k, layers = source.shape, num_beams, model.config.num_heads, model.config.d_kv, model.decoder.blocks
         self.model, self.K, self.length = model, K, 0
-        numbers = torch.float32 if memory.is_cpu else memory.dtype  # on a CPU float32 is quicker, but for much memory of an inexact model
-        short = torch.bfloat16 if model.rounded and B * S >= 512 else numbers
-        self.cross = [block.cross.split(block.cross.kv(memory)).to(short).contiguous() for block in layers]  # (2, B, H, S, k) each
+        numbers = torch.float32 if memory.is_cpu else memory.dtype  # a CPU is quicker with keys and values in float32
+        self.cross = [block.cross.split(block.cross.kv(memory)).to(numbers).contiguous() for block in layers]  # (2, B, H, S, k) each
         self.products = [(block.attention.qkv.product, block.cross.q.product) for block in layers]
         self.cache = [memory.new_empty(2, B, H, steps * K, k, dtype=numbers) for _ in layers]
         bias = model.decoder.position_bias(steps, steps)[:, :, -1:].to(numbers)  # (1, H, 1, steps): the last step's view of all before it

@@ -66,9 +66,9 @@ class T5Config:
             object.__setattr__(self, "num_decoder_layers", self.num_layers)
         for f in fields(self):
             value = getattr(self, f.name)
-            if f.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if f.type is int and (type(value) is not int or value < 1):
                 raise CheckpointError(f"config: {f.name} is {value!r}, not a whole number above 0")
-            if f.type is float and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1):
+            if f.type is float and (type(value) not in (int, float) or not 0 <= value < 1):
                 raise CheckpointError(f"config: {f.name} is {value!r}, not a number from 0 to below 1")
         if self.feed_forward_proj not in ("relu", "gated-gelu"):
             raise CheckpointError(f"config: feed_forward_proj is {self.feed_forward_proj!r}, not relu or gated-gelu")
@@ -82,22 +82,20 @@ class T5Config:
             raise CheckpointError(f"{path} is missing: a checkpoint folder holds config.json and its weights") from None
         except ValueError as e:
             raise CheckpointError(f"{path} is not JSON ({e})") from None
-        if not isinstance(values, dict) or values.get("model_type", "t5") != "t5":
-            raise CheckpointError(f"{path}: model_type is {values.get('model_type') if isinstance(values, dict) else values!r}, not t5")
+        kind = values.get("model_type", "t5") if isinstance(values, dict) else values
+        if kind != "t5":
+            raise CheckpointError(f"{path}: model_type is {kind!r}, not t5")
         if "scale_decoder_outputs" in values:  # transformers 5 always writes tie_word_embeddings = true and keeps the truth here
             values["tie_word_embeddings"] = values["scale_decoder_outputs"]
-        known = {f.name for f in fields(cls)}
         try:
-            return cls(**{k: v for k, v in values.items() if k in known and v is not None})
+            return cls(**{f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None})
         except CheckpointError as e:
             raise CheckpointError(f"{path}: {e}") from None
 
 
 def _flan(d_model, d_ff, num_layers, num_heads, **other):
-    return T5Config(
-        d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads, **other,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-    )  # fmt: skip
+    return T5Config(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads, feed_forward_proj="gated-gelu",
+                    tie_word_embeddings=False, **other)  # fmt: skip
 
 
 # The two for the toy world have no dropout: with 0.1 the teacher was right on 80% of unseen rows after 1,000 steps, without on all but a few.
@@ -112,25 +110,23 @@ SIZES = {
 }
 
 
-class CPUProduct(torch.autograd.Function):
-    """x @ weight.T and its gradients in float32 through oneDNN, which takes less than half the time of PyTorch's own choice on
-    some processors and no more on the others."""
-
-    @staticmethod
-    def product(x, weight):  # (..., n), (m, n) -> (..., m)
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+class Product(torch.autograd.Function):
+    """x @ weight.T and its gradients in float32 by oneDNN: half the time of F.linear's own choice on some CPUs and no more on others."""
 
     @staticmethod
     def forward(ctx, x, weight):
         ctx.save_for_backward(x, weight)
-        return CPUProduct.product(x, weight)
+        return onednn(x, weight)
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
-        dx = CPUProduct.product(dy, weight.t()) if ctx.needs_input_grad[0] else None
-        dw = CPUProduct.product(dy.flatten(0, -2).t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
-        return dx, dw
+        dx = onednn(dy, weight.t()) if ctx.needs_input_grad[0] else None
+        return dx, onednn(dy.flatten(0, -2).t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+
+
+def onednn(x, weight):  # (..., n), (m, n) perhaps packed -> (..., m)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -138,15 +134,15 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 def product(x, weight):
     """x (..., n) @ weight (m, n).T -> (..., m), with gradients: F.linear, in the fastest way that this machine has."""
-    if ONEDNN and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-        return CPUProduct.apply(x, weight) if torch.is_grad_enabled() else CPUProduct.product(x, weight)
+    if ONEDNN and x.is_cpu and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+        return Product.apply(x, weight) if torch.is_grad_enabled() else onednn(x, weight)
     return F.linear(x, weight)
 
 
 class Matrix:
     """What a layer with a `weight` (m, n) needs to multiply by it. For inference on a CPU the weight can be packed: copied once into
-    the order in which the kernel of the product reads it, in its own numbers or in 8 bits. Products of few rows then take a third of
-    the time. A copy in its own numbers goes as soon as a gradient is asked for, or its weight is seen to have changed."""
+    the order in which the product's kernel reads it, in its own numbers or in 8 bits. Products of few rows then take a third of the
+    time. A copy in its own numbers goes as soon as a gradient is asked for, or its weight is seen to have changed."""
 
     packed = packed_of = None
 
@@ -162,14 +158,11 @@ class Matrix:
     @torch.no_grad()
     def pack(self):
         """Make `packed` where it helps and is not there: on a CPU, with oneDNN."""
-        if self.packed and (not self.packed_of or self.packed_of == self.state()):
+        if self.packed and (not self.packed_of or self.packed_of == self.state()) or not ONEDNN or not self.weight.is_cpu:
             return
-        weight = self.weight
-        if weight.device.type != "cpu" or not ONEDNN:
-            return
-        if weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-            self.packed, self.packed_of = lambda x: CPUProduct.product(x, packed), self.state()
+        if self.weight.dtype == torch.float32 or self.weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            self.packed, self.packed_of = lambda x: onednn(x, packed), self.state()
 
     @torch.no_grad()
     def quantize(self):
@@ -178,19 +171,19 @@ class Matrix:
         with warnings.catch_warnings():  # such tensors go in PyTorch 2.14
             warnings.simplefilter("ignore")
             packed = torch.quantize_per_channel(self.weight, scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8)
-        packed = torch.ops.quantized.linear_prepack(packed, None)
-        self.packed = lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=False)
+        packed, narrow = torch.ops.quantized.linear_prepack(packed, None), not torch.cpu._is_vnni_supported()  # 8 bits would overflow there
+        self.packed = lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=narrow)
         if isinstance(self, Linear):  # an embedding is still looked up
             self.weight = None
 
 
 class Linear(nn.Linear, Matrix):
-    """x -> x @ weight.T"""
+    """x (..., n) -> x @ weight.T (..., m)"""
 
     def __init__(self, n, m):
         super().__init__(n, m, bias=False)
 
-    def forward(self, x):  # (..., n) -> (..., m)
+    def forward(self, x):
         return self.product(x)
 
 
@@ -199,18 +192,6 @@ class Embedding(nn.Embedding, Matrix):
 
     def reset_parameters(self):
         """Left to the T5 that it stands in."""
-
-
-class Dropout(nn.Dropout):
-    """nn.Dropout that costs nothing outside of training, and on a CPU a third: one drawn number makes four."""
-
-    def forward(self, x):
-        if not self.training or self.p == 0:
-            return x
-        if not x.is_cpu:
-            return F.dropout(x, self.p)
-        dice = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
-        return x * ((dice >= round(self.p * 2**16) - 2**15) / (1 - self.p))
 
 
 class RMSNorm(nn.Module):
@@ -308,7 +289,7 @@ class FeedForward(nn.Module):
         self.gated = config.feed_forward_proj == "gated-gelu"
         self.wi = Linear(config.d_model, config.d_ff * (2 if self.gated else 1))
         self.wo = Linear(config.d_ff, config.d_model)
-        self.dropout = Dropout(config.dropout_rate)
+        self.dropout = nn.Dropout(config.dropout_rate)
 
     def inner(self, x):
         """(B, T, d) -> (B, T, d_ff)"""
@@ -334,7 +315,7 @@ class Block(nn.Module):
             self.cross_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
         self.ff = FeedForward(config)
         self.ff_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = Dropout(config.dropout_rate)
+        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x, bias, memory=None, memory_bias=None):  # (B, T, d) -> (B, T, d)
         x = x + self.dropout(self.attention(self.attention_norm(x), bias=bias))
@@ -351,7 +332,7 @@ class Stack(nn.Module):
         self.position_bias = PositionBias(config, bidirectional=not decoder)
         self.blocks = nn.ModuleList(Block(config, decoder) for _ in range(layers))
         self.norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = Dropout(config.dropout_rate)
+        self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x, mask=None, memory=None, memory_mask=None):
         """x (B, T, d); mask, memory_mask: bools broadcastable to (B, H, T, keys), True where a key may be seen -> (B, T, d)"""
@@ -404,13 +385,8 @@ class T5(nn.Module):
         """The layer that holds the output matrix."""
         return self.shared if self.lm_head is None else self.lm_head
 
-    @property
-    def rounded(self):
-        """Whether the products are rounded to less than float32: bfloat16 or int8."""
-        return self.encoder.norm.weight.dtype != torch.float32 or self.encoder.blocks[0].ff.wo.weight is None
-
     def pack(self, quantize=False):
-        """Lay the matrices out for fast inference on a CPU (see `Matrix`): a second copy of them, or with `quantize` the only one, in 8 bits."""
+        """Lay the matrices out for fast inference on a CPU (see `Matrix`): a second copy of them, or with `quantize` the only one."""
         for matrix in {*(m for m in self.modules() if isinstance(m, Linear)), self.unembed}:
             matrix.quantize() if quantize else matrix.pack()
 
@@ -483,29 +459,18 @@ class T5(nn.Module):
 
 def hugging_face_names(config):
     """{our parameter: [the hub's tensors that it is made of, stacked along the first axis]}"""
-    names = {"shared.weight": ["shared.weight"]}
+    names = {"shared.weight": ["shared.weight"]} | ({} if config.tie_word_embeddings else {"lm_head.weight": ["lm_head.weight"]})
+    inner = ("wi_0", "wi_1") if config.feed_forward_proj == "gated-gelu" else ("wi",)
     for stack, layers in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
-        first = f"{stack}.block.0.layer.0.SelfAttention"
-        names[f"{stack}.position_bias.weight"] = [f"{first}.relative_attention_bias.weight"]
-        for i in range(layers):
-            ours, theirs = f"{stack}.blocks.{i}", f"{stack}.block.{i}.layer"
-            names[f"{ours}.attention.qkv.weight"] = [f"{theirs}.0.SelfAttention.{x}.weight" for x in "qkv"]
-            names[f"{ours}.attention.out.weight"] = [f"{theirs}.0.SelfAttention.o.weight"]
-            names[f"{ours}.attention_norm.weight"] = [f"{theirs}.0.layer_norm.weight"]
-            last = 1
-            if stack == "decoder":
-                names[f"{ours}.cross.q.weight"] = [f"{theirs}.1.EncDecAttention.q.weight"]
-                names[f"{ours}.cross.kv.weight"] = [f"{theirs}.1.EncDecAttention.{x}.weight" for x in "kv"]
-                names[f"{ours}.cross.out.weight"] = [f"{theirs}.1.EncDecAttention.o.weight"]
-                names[f"{ours}.cross_norm.weight"] = [f"{theirs}.1.layer_norm.weight"]
-                last = 2
-            inner = ("wi_0", "wi_1") if config.feed_forward_proj == "gated-gelu" else ("wi",)
-            names[f"{ours}.ff.wi.weight"] = [f"{theirs}.{last}.DenseReluDense.{x}.weight" for x in inner]
-            names[f"{ours}.ff.wo.weight"] = [f"{theirs}.{last}.DenseReluDense.wo.weight"]
-            names[f"{ours}.ff_norm.weight"] = [f"{theirs}.{last}.layer_norm.weight"]
+        names[f"{stack}.position_bias.weight"] = [f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
         names[f"{stack}.norm.weight"] = [f"{stack}.final_layer_norm.weight"]
-    if not config.tie_word_embeddings:
-        names["lm_head.weight"] = ["lm_head.weight"]
+        sublayers = [("attention", "SelfAttention", {"qkv": "qkv", "out": "o"}), ("cross", "EncDecAttention", {"q": "q", "kv": "kv", "out": "o"}),
+                     ("ff", "DenseReluDense", {"wi": inner, "wo": ("wo",)})]  # fmt: skip
+        for i in range(layers):
+            for j, (ours, theirs, parts) in enumerate(sublayers if stack == "decoder" else sublayers[::2]):
+                for part, pieces in parts.items():
+                    names[f"{stack}.blocks.{i}.{ours}.{part}.weight"] = [f"{stack}.block.{i}.layer.{j}.{theirs}.{x}.weight" for x in pieces]
+                names[f"{stack}.blocks.{i}.{ours}_norm.weight"] = [f"{stack}.block.{i}.layer.{j}.layer_norm.weight"]
     return names
 
 
@@ -567,10 +532,9 @@ def read_bin(path):
     """A PyTorch file, read without running any code that it may hold."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
     except Exception as e:  # the unpickler raises nearly anything on a broken file
-        raise CheckpointError(f"{path} is not a file of plain tensors, or is cut short ({str(e).splitlines()[0][:80]})") from None
+        why = "is missing" if isinstance(e, FileNotFoundError) else f"is not a file of plain tensors, or is cut short ({str(e).splitlines()[0][:80]})"
+        raise CheckpointError(f"{path} {why}") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
         raise CheckpointError(f"{path} is not a dictionary of tensors")
     return tensors
@@ -583,29 +547,24 @@ SAFE_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, 
 def read_safetensors(path):
     """{name: tensor} of a safetensors file: 8 bytes that tell the length of a JSON header, the header, then the raw numbers.
     The tensors are views of the mapped file: nothing is read before it is used."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise CheckpointError(f"{path} is missing")
-    size = path.stat().st_size
-    with open(path, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise CheckpointError(f"{path} is no safetensors file or is cut short: its header claims {length} bytes, the file has {size}")
-        try:
-            header = json.loads(f.read(length))
-            entries = {k: (SAFE_TYPES[v["dtype"]], v["shape"], *v["data_offsets"]) for k, v in header.items() if k != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise CheckpointError(f"{path}: the safetensors header cannot be read ({type(e).__name__}: {e})") from None
-    data = torch.from_numpy(np.memmap(path, np.uint8, "c")[8 + length :]) if size > 8 + length else torch.empty(0, dtype=torch.uint8)
+    data = torch.from_numpy(np.memmap(path, np.uint8, "c")) if (size := Path(path).stat().st_size) else torch.empty(0, dtype=torch.uint8)
+    length = int.from_bytes(data[:8].numpy(), "little")
+    if size < 8 or length > size - 8:
+        raise CheckpointError(f"{path} is no safetensors file or is cut short: its header claims {length} bytes, the file has {size}")
+    try:
+        header, data = json.loads(data[8 : 8 + length].numpy().tobytes()), data[8 + length :]
+        entries = {k: (SAFE_TYPES[v["dtype"]], v["shape"], *v["data_offsets"]) for k, v in header.items() if k != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{path}: the safetensors header cannot be read ({type(e).__name__}: {e})") from None
     tensors = {}
     for name, (dtype, shape, start, end) in entries.items():
         if not all(type(n) is int and n >= 0 for n in (*shape, start, end)) or not start <= end <= len(data):
             raise CheckpointError(f"{path}: {name} lies at bytes {start} to {end} of {len(data)}: the file is cut short or its header is wrong")
         if end - start != math.prod(shape) * dtype.itemsize:
             raise CheckpointError(f"{path}: {name} has {end - start} bytes, its shape {shape} asks for {math.prod(shape) * dtype.itemsize}")
-        raw = data[start:end]
-        if (8 + length + start) % dtype.itemsize:  # a view needs numbers at multiples of their size
-            raw = raw.clone()
+        raw = data[start:end].clone() if (8 + length + start) % dtype.itemsize else data[start:end]  # a view needs multiples of its size
         tensors[name] = raw.view(dtype).reshape(shape)
     return tensors
 
@@ -626,8 +585,7 @@ def replace_file(path, *pieces):
     """Write bytes to a file so that a reader, or a crash, finds either the old file or the whole new one."""
     part = Path(f"{path}.tmp{os.getpid()}")
     with open(part, "wb") as f:
-        for piece in pieces:
-            f.write(piece)
+        f.writelines(pieces)
         f.flush()
         os.fsync(f.fileno())
     os.replace(part, path)
@@ -652,29 +610,25 @@ def fetch(name, weights=True):
     folder = cache_folder() / str(name).replace("/", "--")
 
     def get(file, optional=False):
-        if not (folder / file).is_file():
-            try:
+        try:
+            if not (folder / file).is_file():
                 download(base + file, folder / file)
-            except FileNotFoundError:
-                if not optional:
-                    raise CheckpointError(f"{name!r} is no folder here, and the hub has no {base}{file}: check the name") from None
-            except OSError as e:
-                raise CheckpointError(f"can't download {base}{file} ({e}): put config.json, spiece.model and model.safetensors "
-                                      f"of {name} into {folder} by hand") from None  # fmt: skip
+        except FileNotFoundError:
+            if not optional:
+                raise CheckpointError(f"{name!r} is no folder here, and the hub has no {base}{file}: check the name") from None
+        except OSError as e:
+            raise CheckpointError(f"can't download {base}{file} ({e}): put config.json, spiece.model and model.safetensors "
+                                  f"of {name} into {folder} by hand") from None  # fmt: skip
         return (folder / file).is_file()
 
     get("spiece.model", optional=weights)
     if weights:
         get("config.json")
-        for whole in ("model.safetensors", "pytorch_model.bin"):
-            if get(whole, optional=True):
-                break
-            if get(f"{whole}.index.json", optional=True):
-                for shard in read_index(folder / f"{whole}.index.json"):
-                    get(shard)
-                break
-        else:
+        if not any(get(whole, True) or get(f"{whole}.index.json", True) for whole in ("model.safetensors", "pytorch_model.bin")):
             raise CheckpointError(f"the hub holds no weights for {name}: neither model.safetensors nor pytorch_model.bin at {base}")
+        for index in folder.glob("*.index.json"):
+            for shard in read_index(index):
+                get(shard)
     return folder
 
 
