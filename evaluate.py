@@ -23,7 +23,6 @@ import re
 import sys
 import zlib
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -506,15 +505,15 @@ def picture(x, y, lines=None, confusion=None):
     return png.getvalue()
 
 STYLE = """:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --card: #f4f6f9; --page: #fff; --good: #137a4b; --bad: #b3382c }
-@media (prefers-color-scheme: dark) { img { filter: invert(.92) hue-rotate(180deg); mix-blend-mode: lighten }
+b { font-size: 1.7rem; color: var(--ink) } @media (prefers-color-scheme: dark) { img { filter: invert(.92) hue-rotate(180deg); mix-blend-mode: lighten }
   :root { --ink: #e4e8ee; --soft: #9aa5b4; --line: #333b47; --card: #1b212a; --page: #12161c; --good: #4cc38a; --bad: #f0796b } }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere } h2 { margin: 2.5rem 0 .5rem; font-size: 1.15rem } p, th, dt { color: var(--soft); font-size: .9rem } b { font-size: 1.7rem }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 70rem; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere } h2 { margin: 2.5rem 0 .5rem; font-size: 1.15rem } p, th, dt { color: var(--soft); font-size: .9rem }
 div { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; overflow-wrap: normal }
-th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; font-weight: 400 }
+th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; font-weight: 400 } dd { white-space: pre-wrap }
 th:first-child, td:first-child { text-align: left; padding-left: 0 } tr:nth-child(2) td { font-weight: 600 } img { width: 100%; max-width: 34rem }
 article { background: var(--card); border-radius: .6rem; padding: .8rem 1rem; margin: .75rem 0 } .good { color: var(--good) } .bad { color: var(--bad) }
-dl { display: grid; grid-template-columns: minmax(4rem, 1fr) 6fr; gap: .2rem .75rem } dl, dd { margin: 0 } summary { cursor: pointer; margin: .8rem 0 }"""
+dl { display: grid; grid-template-columns: minmax(5.5rem, 1fr) 6fr; gap: .2rem .75rem } dl, dd { margin: 0 } summary { cursor: pointer; margin: .8rem 0 }"""
 
 def html_table(table):
     """A table that scrolls sideways on its own; every cell is escaped."""
@@ -581,7 +580,7 @@ def judge(path, opt, known):
     if apprentice:
         print(f"{path} answers {size:,} rows of {name}, split {split}")
         ask = functools.partial(apprentice.answer_once, folder=path, num_beams=opt["num_beams"])
-        predictions = [{"id": e.id, **asdict(a)} for e, a in zip(examples, ask([(e.premise, e.hypothesis) for e in examples]), strict=True)]
+        predictions = [{"id": e.id, **vars(a)} for e, a in zip(examples, ask([(e.premise, e.hypothesis) for e in examples]), strict=True)]
     ids, kept = ({e.id for e in rows} for rows in (everything, examples))
     predictions = [p for p in predictions if p["id"] in kept or p["id"] not in ids]  # without what --limit leaves out
     result = {"run": str(path), "data": name, "split": split, "limit": opt["limit"], "seed": seed, "num_beams": opt["num_beams"],
@@ -596,13 +595,14 @@ def judge(path, opt, known):
     if apprentice and opt["probes"]:
         sides = [[e for e in rows if e.label] for rows in (examples, read_examples(name, "validation", 1000))]
         pairs = [[(e.premise, e.hypothesis) for e in side] for side in sides]
-        scores = [apprentice.score_labels(side, [a.rationale for a in ask(side)]) for side in pairs]
+        reason_first = apprentice.format == "rationale_then_label"
+        scores = [apprentice.score_labels(side, [a.rationale for a in ask(side)] if reason_first else None) for side in pairs]
         gold = [torch.tensor([LABELS.index(e.label) for e in side]) for side in sides]
         lines = [{**line, "confidence": sure} for line, sure in zip(lines, scores[0].exp().amax(1).tolist(), strict=True)]
         found["Calibration"] = calibration(scores[0], gold[0], scores[1], gold[1])
         if few := random.Random(seed).sample(said, min(len(said), opt["probes"])):
             found["Inserted words"] = insertions(few, ask, seed)
-            if apprentice.format == "rationale_then_label":
+            if reason_first:
                 found["Forced reasons"] = forced_reasons(few, apprentice.score_labels, seed)
     return {**result, "findings": found}, lines
 
@@ -629,7 +629,8 @@ def main(argv=None):
     low = [name for name in ("limit", "seed", "probes", "num_beams") if opt[name] < (name == "num_beams")]
     if low or not words:
         raise DataError(f"--{low[0]}={opt[low[0]]} is too low" if low else "name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
-    done = {path: judge(Path(path), opt, known) for known in [{}] for path in words}
+    known = {}
+    done = {path: judge(Path(path), opt, known) for path in words}
     for path, (result, lines) in done.items():
         others = {name: their for name, (other, their) in done.items() if name != path and all(other[key] == result[key] for key in ("data", "split"))}
         for i, line in enumerate(lines):
@@ -639,10 +640,9 @@ def main(argv=None):
         labels = finding(label_metrics, result["labels"] | result["kinds"], x="predicted", y="gold", confusion=result["confusion"])
         result["findings"] = {"The answers": finding(headline, table), "Labels and kinds": labels,
                               "The reasons": manner({path: lines, **others}), **result["findings"]}  # fmt: skip
-        if others:
-            result["findings"]["Against the others"] = comparison(lines, others, opt["seed"])
+        result["findings"] |= {"Against the others": comparison(lines, others, opt["seed"])} if others else {}
         for title, found in result["findings"].items():
-            print(f"\n{path}: {title}")
+            print(f"\n{path}, {result['about']}: {title}")
             print_table(found["table"])
         write_results(Path(path), result, lines)
 

@@ -501,6 +501,21 @@ def test_a_run_gets_its_figures_predictions_picture_and_page(tmp_path, monkeypat
     assert (tmp_path / "p.report.html").is_file()
 
 
+def test_a_run_that_answers_before_it_explains(tiny, tmp_path, capsys):
+    model, tokenizer, _ = tiny
+    model.save_pretrained(tmp_path)
+    (tmp_path / "spiece.model").write_bytes(tokenizer.path.read_bytes())
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"data": "toy", "format": "multitask", "max_target": 6}}))
+    ev.main([str(tmp_path), "--limit=12", "--probes=3"])
+    findings = json.loads((tmp_path / "eval.json").read_text())["findings"]
+    assert "Forced reasons" not in findings                    # no reason stands before the label
+    table = findings["Calibration"]["table"]
+    assert 0.05 <= float(table["temperature fitted"]["temperature"]) <= 20 and 1 / 3 < table["as it is"]["mean confidence"] <= 1
+    lines = (tmp_path / "answers.jsonl").read_text().strip().split("\n")
+    ev.main([str(tmp_path), "--limit=12", "--probes=3"])
+    assert (tmp_path / "answers.jsonl").read_text().strip().split("\n") == lines    # nothing was asked again
+
+
 def test_a_predictions_file_for_all_rows_of_a_file(tmp_path):
     examples = rows(*(LABELS[i % 3] for i in range(40)))
     with open(tmp_path / "data.jsonl", "w", encoding="utf-8") as file:
