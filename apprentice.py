@@ -492,7 +492,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                         failures[row] += 1
                     else:
                         rows[row["id"]], tokens = row, tokens + row["tokens"]
-                        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                        file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
                 bar.update(len(finished))
