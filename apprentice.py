@@ -392,12 +392,14 @@ def cut_student(teacher, layers):
 
 
 def learning_parameters(model, pattern, matrices=False):
-    """{name: parameter} of those that a pattern names, or of the blocks' matrices among them; "last2" stands for each stack's last two blocks."""
+    """Let only those parameters learn that a pattern names, or the blocks' matrices among them; "last2": each stack's last two -> {name: p}"""
     blocks = [(stack, i, n) for stack, n in (("encoder", model.config.num_layers), ("decoder", model.config.num_decoder_layers)) for i in range(n)]
     pattern = re.sub(r"last(\d+)", lambda m: "(" + "|".join(rf"{stack}\.blocks\.{i}\." for stack, i, n in blocks if i >= n - int(m[1])) + ")", pattern)
     chosen = {name: p for name, p in model.named_parameters() if re.search(pattern, name) and (not matrices or p.dim() == 2 and ".blocks." in name)}
     if not chosen:
         raise DataError(f"train_only={pattern!r} names no parameter; python model.py SIZE lists them")
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in chosen)
     return chosen
 
 
@@ -410,6 +412,7 @@ class LoRA:
         self.weights, self.scale, self.base = weights, alpha / rank, [w.detach().clone() for w in weights]
         self.A = [nn.Parameter(torch.randn(rank, w.shape[1], device=w.device) * w.shape[1] ** -0.5) for w in weights]
         self.B = [nn.Parameter(torch.zeros(w.shape[0], rank, device=w.device)) for w in weights]
+        self.state = [*self.base, *self.A, *self.B]  # all that going on needs
 
     @torch.no_grad()
     def pull(self):

@@ -9,6 +9,7 @@ Read in order: settings, losses, who teaches, `Trainer.step` (one update), `trai
 moment goes on with the same command from its last checkpoint, on a CPU to the same bits. Read next: evaluate.py (what the student kept).
 """
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -362,11 +363,8 @@ class Trainer:
         self.teacher_weights = torch.tensor(weights, device=self.device)
         self.autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=c.bf16)
         chosen = learning_parameters(student, c.train_only, matrices=c.lora_rank > 0)
-        for name, p in student.named_parameters():
-            p.requires_grad_(name in chosen)
         self.lora = LoRA(list(chosen.values()), c.lora_rank, c.lora_alpha) if c.lora_rank else None
         self.learning = [*self.lora.A, *self.lora.B] if self.lora else list(chosen.values())
-        self.lora_state = [*self.lora.base, *self.learning] if self.lora else []
         groups = [{"params": [p for p in self.learning if (p.dim() > 1) == matrix], "weight_decay": c.weight_decay * matrix} for matrix in (True, False)]
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99), fused=True)
 
@@ -385,8 +383,7 @@ class Trainer:
         shares = [n / torch.where(x, totals[1], totals[0]) for n, x in zip(counts, is_label, strict=True)]  # of a token in its part's mean
         parts = max(sum(int(total > 0) for total in totals), 1)
         lr = c.lr * min((self.steps + 1) / max(c.warmup_steps, 1), max(c.max_steps - self.steps, 1) / max(c.max_steps - c.warmup_steps, 1), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.param_groups[0]["lr"] = self.optimizer.param_groups[1]["lr"] = lr
         told = [self.backward(*each, parts, own) for each in zip(batches, valid, is_label, shares, strict=True)]
         if self.lora:
             self.lora.pull()
@@ -451,14 +448,14 @@ class Trainer:
         """All that going on needs, in plain tensors and numbers."""
         cuda = torch.cuda.get_rng_state() if str(self.device).startswith("cuda") else torch.empty(0)
         return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict(), "steps": self.steps,
-                "lora": [x.detach() for x in self.lora_state], "random": torch.get_rng_state(), "cuda": cuda}  # fmt: skip
+                "lora": [x.detach() for x in self.lora.state] if self.lora else [], "random": torch.get_rng_state(), "cuda": cuda}  # fmt: skip
 
     def load_state_dict(self, state):
         """Go on from what state_dict gave."""
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
-        for mine, saved in zip(self.lora_state, state["lora"], strict=True):
+        for mine, saved in zip(self.lora.state if self.lora else [], state["lora"], strict=True):
             mine.data.copy_(saved)
         torch.set_rng_state(state["random"])
         if len(state["cuda"]):
@@ -642,7 +639,10 @@ def main(argv=None):
         before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), config.student) if name.endswith(".py")]
         folders += [f for f in (*before, train(config, origin)) if f not in folders]
     for data in configs[-1].tests.split() or [configs[-1].data]:
-        evaluate.main([*map(str, folders), f"--data={data}", f"--limit={configs[-1].test_rows}", f"--device={configs[-1].torch_device}"])
+        with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report
+            evaluate.main([*map(str, folders), f"--data={data}", f"--limit={configs[-1].test_rows}", f"--device={configs[-1].torch_device}"])
+        print(f"\n{data}, test rows")
+        evaluate.print_table(json.loads((folders[-1] / "eval.json").read_text())["findings"]["The answers"]["table"])
     print(f"results are in {folders[-1]}; ask it: python apprentice.py {folders[-1]}")
 
 
