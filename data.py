@@ -355,7 +355,7 @@ class Tokenizer:
 
     def encode_all(self, texts):
         """[encode(text), …], on all cores."""
-        rows = self.model.EncodeAsIds(texts, num_threads=os.cpu_count())
+        rows = self.model.EncodeAsIds(texts, num_threads=os.cpu_count() if len(texts) > 999 else 1)  # threads take time to start
         return [self.encode(text) if "<" in text else row + [EOS] for text, row in zip(texts, rows, strict=True)]
 
     def decode(self, ids):
