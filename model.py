@@ -20,7 +20,6 @@ import json
 import math
 import os
 import re
-import struct
 import sys
 import time
 import urllib.error
@@ -368,10 +367,8 @@ class T5(nn.Module):
         for name, p in self.named_parameters():
             if name.endswith("norm.weight"):
                 p.fill_(1.0)
-            elif name == "shared.weight":
-                p.normal_(0.0, 1.0)
             else:
-                p.normal_(0.0, (p.shape[1] if "position_bias" not in name else self.config.d_model) ** -0.5)
+                p.normal_(0.0, 1.0 if name == "shared.weight" else (self.config.d_model if "position_bias" in name else p.shape[1]) ** -0.5)
             if name.endswith(("attention.qkv.weight", "cross.q.weight")):
                 p[: self.config.num_heads * self.config.d_kv] *= self.config.d_kv**-0.5
 
@@ -445,10 +442,9 @@ class T5(nn.Module):
         config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "decoder_start_token_id": 0,
                   "pad_token_id": 0, "eos_token_id": 1, **asdict(self.config), "scale_decoder_outputs": tied}  # fmt: skip
         replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-        tensors = {}
-        for ours, theirs in hugging_face_names(self.config).items():
-            parts = self.get_parameter(ours).detach().float().cpu().chunk(len(theirs))
-            tensors.update(zip(theirs, parts, strict=True))
+        names = hugging_face_names(self.config).items()
+        tensors = {name: part for ours, theirs in names
+                   for name, part in zip(theirs, self.get_parameter(ours).detach().float().cpu().chunk(len(theirs)), strict=True)}  # fmt: skip
         if tied:  # transformers 5 looks for the head by name
             tensors["lm_head.weight"] = tensors["shared.weight"]
         write_safetensors(folder / "model.safetensors", tensors)
@@ -507,10 +503,9 @@ def read_tensors(folder):
         if (folder / f"{name}.index.json").is_file():
             tensors = {}
             for shard, wanted in read_index(folder / f"{name}.index.json").items():
-                held = read(folder / shard)
+                tensors |= (held := read(folder / shard))
                 if wanted - held.keys():
                     raise CheckpointError(f"{folder / shard} lacks {sorted(wanted - held.keys())[0]}, which the index promises")
-                tensors.update(held)
             return tensors
     raise CheckpointError(f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin (or their .index.json) is there")
 
@@ -578,7 +573,7 @@ def write_safetensors(path, tensors, metadata=None):
         header[name] = {"dtype": dtypes[t.dtype], "shape": list(t.shape), "data_offsets": [end, end := end + t.numel() * t.element_size()]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # numbers start at a multiple of 8
-    replace_file(path, struct.pack("<Q", len(text)), text, *(t.reshape(-1).view(torch.uint8).numpy().data for t in arrays.values()))
+    replace_file(path, len(text).to_bytes(8, "little"), text, *(t.reshape(-1).view(torch.uint8).numpy().data for t in arrays.values()))
 
 
 def replace_file(path, *pieces):
@@ -635,32 +630,27 @@ def fetch(name, weights=True):
 def download(url, path, tries=5):
     """Download a file with a progress bar. It grows as PATH.part, which a cut connection or a later call goes on with, and takes its
     name when it is whole: its length, and its sha256 where the hub tells it, are right. FileNotFoundError: there is none; OSError."""
-    path, said = Path(path), {}
+    path, part, said = Path(path), Path(f"{path}.part"), {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
 
     class Redirects(urllib.request.HTTPRedirectHandler):
         def redirect_request(self, request, fp, code, msg, headers, url):
             said.update({k.lower(): v for k, v in headers.items()})  # the hub tells a file's sha256 before it sends us to its store
             return super().redirect_request(request, fp, code, msg, headers, url)
 
-    opener = urllib.request.build_opener(Redirects)
-    failures = furthest = 0
+    opener, failures, furthest = urllib.request.build_opener(Redirects), 0, 0
     while failures < tries:  # in a row: a try that came further than all before it begins the count anew
         time.sleep(failures)
         done = part.stat().st_size if part.exists() else 0
         failures, furthest = (0 if done > furthest else failures) + 1, max(done, furthest)
         try:
-            request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-            with opener.open(request, timeout=30) as reply:
-                if reply.status != 206:  # the whole file comes, whatever was asked
-                    done = 0
+            with opener.open(urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {}), timeout=30) as reply:
+                done = done if reply.status == 206 else 0  # the whole file may come, whatever was asked
                 total = done + int(reply.headers.get("Content-Length") or 0)
                 bar = tqdm(total=total or None, initial=done, desc=path.name, unit="B", unit_scale=True, unit_divisor=1024)
                 with open(part, "ab" if done else "wb") as f, bar:
                     while block := reply.read(1 << 20):
-                        f.write(block)
-                        bar.update(len(block))
+                        bar.update(f.write(block))
                 if total and part.stat().st_size != total:
                     raise ConnectionError(f"cut after {part.stat().st_size} of {total} bytes")
                 said.update({k.lower(): v for k, v in reply.headers.items()})
@@ -673,15 +663,11 @@ def download(url, path, tries=5):
         except (OSError, http.client.HTTPException) as e:
             error = str(getattr(e, "reason", e)) or type(e).__name__
         else:
-            wanted = said.get("x-linked-etag", "").strip('"')
-            if re.fullmatch("[0-9a-f]{64}", wanted):
-                digest = hashlib.sha256()
-                with open(part, "rb") as f:
-                    while block := f.read(1 << 20):
-                        digest.update(block)
-                if (found := digest.hexdigest()) != wanted:
-                    part.unlink()
-                    raise OSError(f"the sha256 of what came is {found[:12]}…, the hub says {wanted[:12]}…; run again to fetch it anew")
+            wanted = re.fullmatch('"?([0-9a-f]{64})"?', said.get("x-linked-etag", ""))
+            found = hashlib.sha256(np.memmap(part, np.uint8, "r")).hexdigest() if wanted else None
+            if wanted and found != wanted[1]:
+                part.unlink()
+                raise OSError(f"the sha256 of what came is {found[:12]}…, the hub says {wanted[1][:12]}…; run again to fetch it anew")
             os.replace(part, path)
             return
     raise OSError(error)
@@ -692,15 +678,11 @@ def download(url, path, tries=5):
 
 def table_of_parts(model):
     """The network as text: each part, its shape, how often it stands there and how many parameters that makes."""
-    rows = {}
+    rows, total = {}, sum(p.numel() for p in model.parameters())
     for name, p in model.named_parameters():
-        key = re.sub(r"blocks\.\d+", "blocks.*", name), tuple(p.shape)
-        rows.setdefault(key, []).append(p.numel())
-    total = sum(map(sum, rows.values()))
-    lines = [f"{'part':38}{'shape':>16}{'times':>7}{'parameters':>16}{'share':>8}"]
-    for (name, shape), counts in rows.items():
-        lines.append(f"{name:38}{' x '.join(map(str, shape)):>16}{len(counts):>7}{sum(counts):>16,}{sum(counts) / total:>8.1%}")
-    return "\n".join([*lines, f"{'all':38}{'':>16}{'':>7}{total:>16,}{1:>8.1%}"])
+        rows.setdefault((re.sub(r"blocks\.\d+", "blocks.*", name), " x ".join(map(str, p.shape))), []).append(p.numel())
+    lines = [f"{name:38}{shape:>16}{len(n):>7}{sum(n):>16,}{sum(n) / total:>8.1%}" for (name, shape), n in [*rows.items(), (("all", ""), [total])]]
+    return "\n".join([f"{'part':38}{'shape':>16}{'times':>7}{'parameters':>16}{'share':>8}", *lines])
 
 
 def main(argv=None):
@@ -710,21 +692,17 @@ def main(argv=None):
         print(__doc__)
         return
     try:
-        config = SIZES[args[0]] if args[0] in SIZES else None
-        if config is None:
-            folder = fetch(args[0])
-            config = T5Config.from_file(folder / "config.json")
-            tensors = read_tensors(folder)
-        with torch.device("meta"):  # shapes without memory, so that the largest size prints at once
-            model = T5(config)
-        if args[0] not in SIZES:
-            load_weights(model, tensors, folder)
+        if args[0] in SIZES:
+            with torch.device("meta"):  # shapes without memory, so that the largest size prints at once
+                model = T5(SIZES[args[0]])
+        else:
+            model = T5.from_pretrained(args[0])
     except CheckpointError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)
-    print(f"{args[0]}: T5 {'v1.0' if config.tie_word_embeddings else 'v1.1'}, {config.num_layers} + {config.num_decoder_layers} layers, "
-          f"width {config.d_model}, {config.num_heads} heads of {config.d_kv}, vocabulary {config.vocab_size:,}\n")  # fmt: skip
-    print(table_of_parts(model))
+    c = model.config
+    print(f"{args[0]}: T5 {'v1.0' if c.tie_word_embeddings else 'v1.1'}, {c.num_layers} + {c.num_decoder_layers} layers, width {c.d_model}, "
+          f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}")  # fmt: skip
 
 
 if __name__ == "__main__":
