@@ -193,16 +193,8 @@ class Embedding(nn.Embedding, Matrix):
         """Left to the T5 that it stands in."""
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467), the mean in float32."""
-
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x):  # (..., d) -> (..., d)
-        return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class PositionBias(nn.Module):
@@ -220,14 +212,9 @@ class PositionBias(nn.Module):
         >>> PositionBias(T5Config(), bidirectional=False).bucket(torch.tensor([0, -1, -15, -16, -17, -40, -200])).tolist()
         [0, 1, 15, 16, 16, 23, 31]
         """
-        buckets = self.weight.shape[0]
-        offset = 0
-        if self.bidirectional:
-            buckets //= 2
-            offset = (distance > 0).long() * buckets
-            distance = distance.abs()
-        else:
-            distance = (-distance).clamp(min=0)
+        buckets = self.weight.shape[0] // (2 if self.bidirectional else 1)
+        offset = (distance > 0) * buckets if self.bidirectional else 0
+        distance = distance.abs() if self.bidirectional else (-distance).clamp(min=0)
         exact = buckets // 2
         widening = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.max_distance / exact) * (buckets - exact)
         far = (exact + widening.long()).clamp(max=buckets - 1)
@@ -260,8 +247,7 @@ class Attention(nn.Module):
         return x.view(*x.shape[:2], -1, self.heads, self.out.in_features // self.heads).permute(2, 0, 3, 1, 4)
 
     def forward(self, x, memory=None, bias=None):
-        """x (B, T, d), memory (B, S, d) in cross-attention, bias broadcastable to (B, H, T, keys): added to the
-        scores -> (B, T, d)"""
+        """x (B, T, d), memory (B, S, d) in cross-attention, bias broadcastable to (B, H, T, keys), added to the scores -> (B, T, d)"""
         if self.cross:
             (q,), (k, v) = self.split(self.q(x)), self.split(self.kv(memory))
         else:
@@ -270,9 +256,10 @@ class Attention(nn.Module):
 
     def attend(self, q, k, v, bias):
         """q (B, H, T, k); k, v (B, H, keys, k), perhaps in another dtype -> (B, T, d)"""
-        if q.is_cpu and q.shape[2] <= 16 and q.shape[0] * q.shape[2] > 4 and not torch.is_grad_enabled():  # here the plain steps are quicker
+        B, _, T, _ = q.shape
+        if q.is_cpu and k.dtype == torch.float32 and T <= 16 and B * T > 4 and not torch.is_grad_enabled():  # here the plain steps are quicker
             scores = q.to(k.dtype) @ k.mT
-            y = (scores if bias is None else scores + bias).softmax(-1).to(v.dtype) @ v
+            y = (scores if bias is None else scores + bias).softmax(-1) @ v
         else:
             p = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=bias, dropout_p=p, scale=1.0)
@@ -290,16 +277,14 @@ class FeedForward(nn.Module):
         self.wo = Linear(config.d_ff, config.d_model)
         self.dropout = nn.Dropout(config.dropout_rate)
 
-    def inner(self, x):
-        """(B, T, d) -> (B, T, d_ff)"""
+    def forward(self, x):  # (B, T, d) -> (B, T, d_ff) -> (B, T, d)
         h = self.wi.product(x)
-        if not self.gated:
-            return F.relu(h)
-        gate, up = h.chunk(2, dim=-1)
-        return F.gelu(gate, approximate="tanh") * up
-
-    def forward(self, x):  # (B, T, d) -> (B, T, d)
-        return self.wo.product(self.dropout.forward(self.inner(x)))
+        if self.gated:
+            gate, up = h.chunk(2, dim=-1)
+            h = F.gelu(gate, approximate="tanh") * up
+        else:
+            h = F.relu(h)
+        return self.wo.product(self.dropout.forward(h))
 
 
 class Block(nn.Module):
@@ -407,8 +392,7 @@ class T5(nn.Module):
 
     @staticmethod
     def shift_right(labels):
-        """labels (B, T), -100 = ignore -> decoder input ids (B, T): each position sees the labels before it. The start token is
-        the pad token 0.
+        """labels (B, T), -100 = ignore -> decoder input ids (B, T): each position sees those before it, and the first one the pad token 0.
         >>> T5.shift_right(torch.tensor([[7, 8, 1], [9, 1, -100]])).tolist()
         [[0, 7, 8], [0, 9, 1]]
         """
@@ -439,8 +423,8 @@ class T5(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tied = self.config.tie_word_embeddings
-        config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "decoder_start_token_id": 0,
-                  "pad_token_id": 0, "eos_token_id": 1, **asdict(self.config), "scale_decoder_outputs": tied}  # fmt: skip
+        config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "pad_token_id": 0,
+                  "eos_token_id": 1, "decoder_start_token_id": 0, **asdict(self.config), "scale_decoder_outputs": tied}  # fmt: skip
         replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         names = hugging_face_names(self.config).items()
         tensors = {name: part for ours, theirs in names

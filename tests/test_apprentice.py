@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden.model_make import SEARCHES, inputs, weights_of
 
-from apprentice import Apprentice, generate
+from apprentice import Apprentice, generate, likeliest
 from data import Tokenizer, train_vocabulary
 from model import SIZES, T5, T5Config, hugging_face_names, load_weights, write_safetensors
 
@@ -103,6 +103,47 @@ def test_answers_keep_their_order_and_do_not_hang_on_the_batch(run):
     pairs = [("a dog " * n, "a cat sleeps.") for n in (3, 9, 1, 5)]
     together = apprentice.answer(pairs)
     assert [a.text for a in together] == [apprentice.answer([p])[0].text for p in pairs]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_smaller_budget_changes_no_answer_and_no_order(run, monkeypatch, beams):
+    apprentice = Apprentice.load(run)
+    pairs = [("a dog " * (1 + 7 * i % 11), "a cat sleeps.") for i in range(12)]
+    want, sizes = [a.text for a in apprentice.answer(pairs, beams)], []
+
+    def spy(model, source, *args, **kw):
+        sizes.append(source.shape)
+        return generate(model, source, *args, **kw)
+
+    monkeypatch.setattr("apprentice.generate", spy)
+    monkeypatch.setattr("apprentice.BUDGET", 250)
+    assert [a.text for a in apprentice.answer(pairs, beams)] == want
+    assert all(rows == 1 or rows * beams * (length + apprentice.max_target) <= 250 for rows, length in sizes)
+    assert len(sizes) > 4 and [n for _, n in sizes[: len(sizes) // 2]] == sorted((n for _, n in sizes[: len(sizes) // 2]), reverse=True)
+
+
+@pytest.mark.parametrize("words, n", [(128 * 80, 8), (128 * 80, 1), (1000, 8), (40, 1)])
+def test_the_likeliest_by_blocks_are_those_of_a_full_sort(words, n):
+    logits = torch.randn(3, 2, words, generator=torch.Generator().manual_seed(0))
+    values, ids = likeliest(logits, n)
+    ranked, order = logits.sort(-1, descending=True)
+    assert torch.equal(values, ranked[..., :n]) and torch.equal(ids, order[..., :n])
+    logits[0, 0, words - 7] = logits[0, 0, 5] = 99.0
+    assert likeliest(logits, 1)[1][0, 0].item() == 5  # the first of equals, as argmax
+
+
+@pytest.mark.parametrize("queries", [1, 5, 17])
+def test_attention_is_the_same_on_all_its_ways(queries):
+    """With gradients it takes PyTorch's kernel, without them and for few queries the plain steps; both against float64."""
+    attention = golden_model(GOLDEN[0]).decoder.blocks[0].cross
+    q, k, v = (torch.randn(6, attention.heads, n, attention.out.in_features // attention.heads) for n in (queries, 9, 9))
+    bias = torch.randn(6, 1, 1, 9).masked_fill(torch.arange(9) > 6, -math.inf)
+    kernel = attention.attend(q, k, v, bias)
+    with torch.no_grad():
+        plain = attention.attend(q, k, v, bias)
+    y = ((q.double() @ k.double().mT + bias).softmax(-1) @ v.double()).transpose(1, 2).flatten(2) @ attention.out.weight.double().T
+    torch.testing.assert_close(plain.double(), y, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kernel.double(), y, rtol=1e-5, atol=1e-5)
 
 
 def ask(*args, stdin=None):
