@@ -213,6 +213,12 @@ def test_the_teacher_is_still_and_loss_falls():
     assert all(torch.equal(x, y) for x, y in zip(before, teacher.parameters(), strict=True))
 
 
+def test_bfloat16_products_tell_nearly_the_same_and_weights_stay_float32():
+    full, half = (after([batch(6)], dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert all(half[0][name] == pytest.approx(full[0][name], rel=0.03) for name in ("loss", "label", "rationale", "kd")) and half[1].dtype == torch.float32
+    assert half[0]["loss"] != full[0]["loss"]
+
+
 def test_a_batch_without_parts_is_all_label():
     told, _ = after([batch(split=False)])
     assert told["rationale"] == 0 and told["label"] > 0
