@@ -63,14 +63,11 @@ class T5Config:
     def __post_init__(self):
         if not self.num_decoder_layers:
             object.__setattr__(self, "num_decoder_layers", self.num_layers)
+        legal = {int: ("a whole number above 0", lambda x: type(x) is int and x > 0), str: ("relu or gated-gelu", ("relu", "gated-gelu").__contains__),
+                 float: ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1), bool: ("", lambda x: True)}  # fmt: skip
         for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type is int and (type(value) is not int or value < 1):
-                raise CheckpointError(f"config: {f.name} is {value!r}, not a whole number above 0")
-            if f.type is float and (type(value) not in (int, float) or not 0 <= value < 1):
-                raise CheckpointError(f"config: {f.name} is {value!r}, not a number from 0 to below 1")
-        if self.feed_forward_proj not in ("relu", "gated-gelu"):
-            raise CheckpointError(f"config: feed_forward_proj is {self.feed_forward_proj!r}, not relu or gated-gelu")
+            if not legal[f.type][1](getattr(self, f.name)):
+                raise CheckpointError(f"config: {f.name} is {getattr(self, f.name)!r}, not {legal[f.type][0]}")
 
     @classmethod
     def from_file(cls, path):
@@ -165,12 +162,13 @@ class Matrix:
 
     @torch.no_grad()
     def quantize(self):
-        """Hold the weight as whole numbers from -127 to 127 with a scale for each row; x is quantised at each product."""
+        """Hold the weight as whole numbers from -127 to 127 with a scale for each row; x is quantised at each product, to 7 bits where
+        a CPU without VNNI would overflow with 8."""
         scale = self.weight.abs().amax(1).clamp(min=1e-20) / 127
         with warnings.catch_warnings():  # such tensors go in PyTorch 2.14
             warnings.simplefilter("ignore")
             packed = torch.quantize_per_channel(self.weight, scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8)
-        packed, narrow = torch.ops.quantized.linear_prepack(packed, None), not torch.cpu._is_vnni_supported()  # 8 bits would overflow there
+        packed, narrow = torch.ops.quantized.linear_prepack(packed, None), not getattr(torch.cpu, "_is_vnni_supported", bool)()
         self.packed = lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=narrow)
         if isinstance(self, Linear):  # an embedding is still looked up
             self.weight = None
@@ -182,8 +180,7 @@ class Linear(nn.Linear, Matrix):
     def __init__(self, n, m):
         super().__init__(n, m, bias=False)
 
-    def forward(self, x):
-        return self.product(x)
+    forward = Matrix.product
 
 
 class Embedding(nn.Embedding, Matrix):
@@ -236,8 +233,7 @@ class Attention(nn.Module):
         self.heads, self.cross, self.dropout = config.num_heads, cross, config.dropout_rate
         inner = config.num_heads * config.d_kv
         if cross:
-            self.q = Linear(config.d_model, inner)
-            self.kv = Linear(config.d_model, 2 * inner)
+            self.q, self.kv = Linear(config.d_model, inner), Linear(config.d_model, 2 * inner)
         else:
             self.qkv = Linear(config.d_model, 3 * inner)
         self.out = Linear(inner, config.d_model)
@@ -403,16 +399,14 @@ class T5(nn.Module):
         """A T5 in eval mode from a checkpoint folder or a hub name. dtype: float32 | bfloat16 | int8 (on a CPU, to infer only).
         Raises CheckpointError where a file is missing, broken or does not fit."""
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
-        if dtype not in dtypes:
-            raise CheckpointError(f"dtype is {dtype!r}; it can be {', '.join(dtypes)}")
+        if dtype not in dtypes or dtype == "int8" and torch.device(device).type != "cpu":
+            raise CheckpointError(f"dtype is {dtype!r}; it can be {', '.join(dtypes)}, the last on a CPU only, not on {device}")
         folder = fetch(path)
         with torch.device("meta"):  # no time for random weights that the file's replace
             model = cls(T5Config.from_file(folder / "config.json"))
         load_weights(model, read_tensors(folder), folder)
         model = model.to(device=device, dtype=dtypes[dtype]).eval()
         if dtype == "int8":
-            if model.shared.weight.device.type != "cpu":
-                raise CheckpointError(f"dtype int8 is for device cpu, not {device}; use bfloat16 there")
             model.pack(quantize=True)
         return model
 
@@ -464,10 +458,9 @@ def load_weights(model, tensors, where):
     names = hugging_face_names(model.config)
     stray = re.compile(STRAY.pattern + (r"|lm_head\.weight" if model.config.tie_word_embeddings else ""))
     wanted = {theirs for group in names.values() for theirs in group}
-    missing = sorted(wanted - tensors.keys())
-    left = sorted(name for name in tensors.keys() - wanted if not stray.fullmatch(name))
-    if missing or left:
-        text = [f"{len(x)} {what} ({', '.join(x[:3])}{', …' if len(x) > 3 else ''})" for x, what in ((missing, "missing"), (left, "unknown")) if x]
+    wrong = {"missing": sorted(wanted - tensors.keys()), "unknown": sorted(n for n in tensors.keys() - wanted if not stray.fullmatch(n))}
+    if any(wrong.values()):
+        text = [f"{len(x)} {what} ({', '.join(x[:3])}{', …' if len(x) > 3 else ''})" for what, x in wrong.items() if x]
         raise CheckpointError(f"{where}: the weights do not fit config.json: tensors {' and '.join(text)}")
     if model.shared.weight.is_meta:  # not to_empty, which imports 500 modules
         model.load_state_dict({name: torch.empty(p.shape) for name, p in model.named_parameters()}, assign=True)
