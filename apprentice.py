@@ -19,7 +19,9 @@ import math
 import os
 import random
 import re
+import statistics
 import sys
+import time
 import urllib.request
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
@@ -40,9 +42,7 @@ BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
 TASKS = {"multitask": ("predict", "explain")}  # the formats that a run of this name asks, one after the other; else the name itself
 
-
 # --- writing, a token at a time ---------------------------------------------------------------------------------------
-
 
 class Decoder:
     """The decoder with a key-value cache. The K beams of a source stand side by side as K queries of one attention: they share
@@ -93,7 +93,6 @@ class Decoder:
         self.seen = self.seen[rows]
         self.memory_bias = None if self.memory_bias is None else self.memory_bias[rows]
 
-
 @torch.inference_mode()
 def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
              early_stopping=False, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=1, generator=None):  # fmt: skip
@@ -125,7 +124,6 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
     finally:
         model.train(training)
 
-
 def likeliest(logits, n):
     """The n largest of the last axis -> (values, ids), the largest first; the same as topk, in a third of its time for a large
     vocabulary: the n largest lie in the n blocks with the largest maxima. Of equals the first one leads where n is 1."""
@@ -138,12 +136,10 @@ def likeliest(logits, n):
     values, place = likeliest(logits.gather(-1, ids), n)
     return values, ids.gather(-1, place)
 
-
 def cut(ids):
     """A row of ids up to the first </s>, or to the -1 that fills the end of a row."""
     ends = [ids.index(i) for i in (EOS, -1) if i in ids]
     return ids[: min(ends)] if ends else ids
-
 
 def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens):
     """The likeliest token each time; a source that has come to its end leaves the batch."""
@@ -163,7 +159,6 @@ def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens):
             decoder.keep(open_)
             rows, tokens = rows[open_], tokens[open_]
     return [cut(row) for row in out.tolist()]
-
 
 def sample(model, source, source_mask, max_new_tokens, min_new_tokens, temperature, top_k, top_p, generator):
     """Draw each token from the model's distribution, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
@@ -188,7 +183,6 @@ def sample(model, source, source_mask, max_new_tokens, min_new_tokens, temperatu
         if done.all():
             break
     return [cut(row) for row in out.tolist()]
-
 
 def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping, num_return_sequences):
     """Keep the K likeliest unfinished sequences of each source and the K best finished ones, until the finished can't be beaten.
@@ -246,9 +240,7 @@ def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_
                 scores, finished_scores, is_finished = scores[open_], finished_scores[open_], is_finished[open_]
     return [cut(row) for row in result[:, :num_return_sequences].flatten(0, 1).tolist()]
 
-
 # --- a trained model: network, vocabulary and format together ---------------------------------------------------------
-
 
 @dataclass
 class Answer:
@@ -257,7 +249,6 @@ class Answer:
     label: str | None
     rationale: str
     text: str
-
 
 class Apprentice:
     """A model that answers: `Apprentice.load("out/tiny").answer([(premise, hypothesis), …])`."""
@@ -292,6 +283,16 @@ class Apprentice:
                     if "rationale" in FORMATS[task].parts:
                         rationales[i] = rationale
         return [Answer(a, b, "\n".join(c)) for a, b, c in zip(labels, rationales, texts, strict=True)]
+
+    def cost(self, pairs):
+        """What an answer costs -> {"parameters": how many, "ms_an_answer": text, the median of a few pairs answered one by one}"""
+        seconds = []
+        for pair in pairs:
+            start = time.perf_counter()
+            self.answer([pair])
+            seconds.append(time.perf_counter() - start)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {"parameters": parameters, "ms_an_answer": f"{1e3 * statistics.median(seconds):.1f}"}
 
     def answer_once(self, pairs, folder, num_beams=1):
         """As `answer`, with a memory: what it writes stands in folder/answers.jsonl as soon as it comes and is not written again, after an
@@ -358,7 +359,6 @@ class Apprentice:
                 yield i, self.tokenizer.decode(ids)
             bar.update(len(here))
 
-
 def read_run(folder):
     """The run.json of a run folder: its settings, where they came from, and what it was made with."""
     path = Path(folder) / "run.json"
@@ -367,9 +367,7 @@ def read_run(folder):
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{path} cannot be read ({e})") from None
 
-
 # --- an apprentice before it has learnt ---------------------------------------------------------------------------------
-
 
 def sized(size, vocab_size, layers=0, width=0):
     """A T5 of random weights: a size of SIZES, perhaps with other layers in each stack or another d_model, along which heads and d_ff grow."""
@@ -377,7 +375,6 @@ def sized(size, vocab_size, layers=0, width=0):
     return T5(replace(config, vocab_size=vocab_size, d_model=int(config.d_model * wide), num_heads=max(1, int(config.num_heads * wide)),
                       d_ff=int(config.d_ff * wide), num_layers=layers or config.num_layers,
                       num_decoder_layers=layers or config.num_decoder_layers))  # fmt: skip
-
 
 def cut_student(teacher, layers):
     """A T5 with `layers` of the teacher's in each stack, evenly spaced from the first to the last (3 of 12: 0, 6, 11), and all else as
@@ -390,7 +387,6 @@ def cut_student(teacher, layers):
         p.copy_(own[re.sub(r"^(\w+)\.blocks\.(\d+)", lambda m: f"{m[1]}.blocks.{round(int(m[2]) * (depth[m[1]] - 1) / max(layers - 1, 1))}", name)])
     return student
 
-
 def learning_parameters(model, pattern, matrices=False):
     """Let only those parameters learn that a pattern names, or the blocks' matrices among them; "last2": each stack's last two -> {name: p}"""
     blocks = [(stack, i, n) for stack, n in (("encoder", model.config.num_layers), ("decoder", model.config.num_decoder_layers)) for i in range(n)]
@@ -401,7 +397,6 @@ def learning_parameters(model, pattern, matrices=False):
     for name, p in model.named_parameters():
         p.requires_grad_(name in chosen)
     return chosen
-
 
 class LoRA:
     """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): each matrix W (out, in) learns as W + alpha / rank * B A with B (out, rank)
@@ -426,15 +421,12 @@ class LoRA:
         for w, base, A, B in zip(self.weights, self.base, self.A, self.B, strict=True):
             w.copy_(torch.addmm(base, B, A, alpha=self.scale))
 
-
 # --- a large language model's labels and reasons ----------------------------------------------------------------------
-
 
 PROMPT = """Premise: {premise}
 Hypothesis: {hypothesis}
 If the premise is true, is the hypothesis true (entailment), false (contradiction) or open (neutral)? {label}
 Answer in two lines: "Reason:" with one short sentence, then "Label:" with one of the three words."""
-
 
 def collect(source, *, out="rationales.jsonl", url="", model="", split="train", limit=0, prompt="", given=False, shots=3, samples=1, seed=0,
             temperature=0.7, max_new_tokens=200, concurrency=8, timeout=60.0, max_requests=0, max_tokens=0):  # fmt: skip
@@ -509,7 +501,6 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
           f"{sum(row['tokens'] for row in rows):,} tokens; failures: {', '.join(f'{why} {count:,}' for why, count in failures.most_common()) or 'none'}")
     return rows
 
-
 def chat(url, body, timeout):
     """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
@@ -525,7 +516,6 @@ def chat(url, body, timeout):
 
     return retry(call)
 
-
 def read_reply(text, finish_reason="stop", given=None):
     """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
     start, *fields = re.split(r"[^\w.!?]*\b(reason|explanation|rationale|label|answer)\b\W*?[:=]\s*", text, flags=re.IGNORECASE)
@@ -536,9 +526,7 @@ def read_reply(text, finish_reason="stop", given=None):
               "empty reason": not reason or reason.lower().strip(".") in LABELS}  # fmt: skip
     return named.pop() if len(named) == 1 else None, reason, next((fault for fault, there in faults.items() if there), "")
 
-
 # --- python apprentice.py ---------------------------------------------------------------------------------------------
-
 
 def run_main(main):
     """Run a script's main as its users expect it: bad input is one line on stderr and exit status 2, Ctrl-C is 130, a reader that
@@ -554,7 +542,6 @@ def run_main(main):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-
 def cast(name, value, known):
     """What was given for an option or setting, as the type that known[name] has: {name: default}. DataError says what is legal."""
     if name not in known:
@@ -568,7 +555,6 @@ def cast(name, value, known):
     except (ValueError, OverflowError):
         legal = {int: "a whole number", float: "a number", dict: "a dictionary, in a config file"}.get(kind, "one text")
         raise DataError(f"{name} is {value!r}, not {legal}") from None
-
 
 def options(argv, **defaults):
     """Split a command line into its plain words and its `--name=value` (or bare `--name`) options, cast to the defaults' types."""
@@ -585,7 +571,6 @@ def options(argv, **defaults):
             values[name] = True
     return words, values
 
-
 def cells(table):
     """A table {row: {column: value}} as lines of text, the header first: a float is a share and shown in percent, a pair of floats an
     interval, None and NaN are a dash, text stays as it is."""
@@ -599,14 +584,12 @@ def cells(table):
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     return [("", *columns)] + [(name, *(text(row.get(column)) for column in columns)) for name, row in table.items()]
 
-
 def print_table(table):
     """Print a table, as `cells` takes it, with aligned columns."""
     lines = cells(table)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for first, *rest in lines:
         print("  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]))
-
 
 def main(argv=None):
     """`python apprentice.py RUN [PREMISE HYPOTHESIS] [--json]`"""
@@ -642,7 +625,6 @@ def main(argv=None):
             ask(premise, hypothesis)
     except EOFError:
         pass
-
 
 if __name__ == "__main__":
     run_main(main)

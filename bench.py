@@ -46,14 +46,12 @@ from model import SIZES, T5, T5Config, fetch, replace_file
 
 # --- on paper ---------------------------------------------------------------------------------------------------------
 
-
 def parameters_by_part(config):
     """{"embedding": n, "encoder": n, "decoder": n, "head": n}; the head of a v1.0 is its embedding and counts there."""
     with torch.device("meta"):
         model = T5(config)
     parts = {"embedding": model.shared, "encoder": model.encoder, "decoder": model.decoder, "head": model.lm_head}
     return {name: sum(p.numel() for p in part.parameters()) if part else 0 for name, part in parts.items()}
-
 
 def multiply_adds(config, source_tokens, new_tokens, batch=1, num_beams=1):
     """{"encoder": n, "cross": n, "decoder": n, "head": n} for a batch of answers: the least that the mathematics asks.
@@ -68,9 +66,7 @@ def multiply_adds(config, source_tokens, new_tokens, batch=1, num_beams=1):
             "decoder": batch * num_beams * config.num_decoder_layers * (T * step + 2 * inner * (T * (T + 1) // 2 + T * S)),
             "head": batch * num_beams * T * d * config.vocab_size}  # fmt: skip
 
-
 # --- measured, in a process of its own --------------------------------------------------------------------------------
-
 
 def in_fresh_process(function, *args):
     """function(*args) as a new Python process finds it: nothing that ran before holds its memory or has warmed its caches."""
@@ -79,7 +75,6 @@ def in_fresh_process(function, *args):
             return pool.submit(function, *args).result()
         except BrokenProcessPool:
             raise DataError(f"the system ended the process that measured {args[0]} in {args[1]}, most likely for want of memory") from None
-
 
 def high_water(device, call):
     """-> (bytes that this process holds before call(), what it returned, bytes that it held at most); 0 where the system keeps them back"""
@@ -96,7 +91,6 @@ def high_water(device, call):
 
     return status("VmRSS:"), call(), status("VmHWM:")
 
-
 def in_turns(calls, seconds, device):
     """{name: function} -> {name: [seconds, …]}, called in turns so that a slow moment of the machine strikes all alike: three rounds,
     and more until the time is spent."""
@@ -110,7 +104,6 @@ def in_turns(calls, seconds, device):
             wait()
             times[name].append(time.perf_counter() - start)
     return times
-
 
 def measure(folder, dtype, device, points, seconds, peer=False):
     """One model in one dtype at each point (source tokens, new tokens, batch, beams) -> {"load_seconds", "memory_bytes", "points": [{
@@ -141,11 +134,9 @@ def measure(folder, dtype, device, points, seconds, peer=False):
         result["points"].append({**in_turns(calls, seconds, device), "peak_bytes": result["memory_bytes"] + most - rest, "extra_bytes": most - rest})
     return result
 
-
 # --- side by side -----------------------------------------------------------------------------------------------------
 
 POINTS = [(64, 32, batch, beams) for batch in (1, 16) for beams in (1, 4)]  # source tokens, new tokens; the first gives the latency
-
 
 def machine():
     """What the figures are measured on, as bench.json tells it."""
@@ -155,7 +146,6 @@ def machine():
     return {"system": platform.platform(), "processor": (names or [platform.machine()])[0], "gpu": gpu, "cores": os.cpu_count(),
             "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}  # fmt: skip
 
-
 def find(name, work):
     """A size, run folder, checkpoint folder or hub name -> (its folder, its T5Config). A size gets random weights, in the folder `work`."""
     folder = Path(work) / name if name in SIZES else fetch(name)
@@ -163,7 +153,6 @@ def find(name, work):
         torch.manual_seed(0)
         T5(SIZES[name]).save_pretrained(folder)
     return folder, T5Config.from_file(folder / "config.json")
-
 
 def report(name, folder, config, measured):
     """All about one model, as bench.json holds it. measured: {"float32", "bfloat16 on cuda", …: what `measure` gives for POINTS}"""
@@ -190,7 +179,6 @@ def report(name, folder, config, measured):
             raise DataError(f"{folder / 'eval.json'} is not what evaluate.py writes: python evaluate.py {name} makes it anew") from None
     return result
 
-
 def print_table(title, rows):
     """Print {name: {column: number, text or None}} under a title, numbers with three digits and k, M, G or T for thousands."""
 
@@ -203,7 +191,6 @@ def print_table(title, rows):
     lines = [("", *next(iter(rows.values()))), *((name, *map(text, row.values())) for name, row in rows.items())]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print(f"\n{title}", *("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines), sep="\n")
-
 
 def print_report(results):
     """Each model's parts; what it costs in each dtype; how many times less than the largest; how many times as fast as the peer."""
@@ -223,7 +210,6 @@ def print_report(results):
     print_table(f"How many times less than {first} (tokens a second: more); accuracy and ROUGE-L in %", beside)
     if peer[name]:
         print_table("Times as fast as transformers (its float32 beside our int8): median of the rounds, lowest to highest", peer)
-
 
 def picture_of_cost(results, path):
     """Accuracy against latency where accuracies are known, else parameters against latency; areas are bytes of memory."""
@@ -247,7 +233,6 @@ def picture_of_cost(results, path):
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path)
 
-
 # --- how cost grows ---------------------------------------------------------------------------------------------------
 
 AXES = {  # what varies -> points (source tokens, new tokens, batch, beams); one new token shows the encoder, a short source the decoder
@@ -258,12 +243,10 @@ AXES = {  # what varies -> points (source tokens, new tokens, batch, beams); one
 }
 GROWING = ("nano", "micro", "small", "base")
 
-
 def exponent(xs, ys):
     """The slope of log y over log x by least squares over the upper half, where costs that stay the same hide it least; 0: not told."""
     xs, ys = xs[len(xs) // 2 :], ys[len(ys) // 2 :]
     return np.polyfit(np.log(xs), np.log(ys), 1)[0] if min(ys) > 0 else 0.0
-
 
 def grow(name, dtype, device, seconds, work):
     """Time and memory along AXES, and over sizes -> {axis: {"values", "seconds", "extra_bytes", "multiply_adds", "raw", "exponents"}}"""
@@ -277,7 +260,6 @@ def grow(name, dtype, device, seconds, work):
                 "multiply_adds": [sum(multiply_adds(config, *point).values()) for _, config in models for point in points]}  # fmt: skip
         found[axis] = {"values": values, **part, "raw": raw, "exponents": {key: exponent(values, ys) for key, ys in part.items()}}
     return found
-
 
 def picture_of_growth(found, about, path):
     """Time above, memory below, an axis a column, all logarithmic; dashed: the multiply-adds, laid through the last point."""
@@ -295,9 +277,7 @@ def picture_of_growth(found, about, path):
             one.legend(fontsize=8, loc="upper left")
     figure.savefig(path)
 
-
 # --- python bench.py --------------------------------------------------------------------------------------------------
-
 
 def read_options(argv):
     """Command line -> (names, options); --device and --dtype become lists."""
@@ -317,7 +297,6 @@ def read_options(argv):
         raise DataError("--dtype=int8 is for --device=cpu; use bfloat16 on cuda")
     return list(dict.fromkeys(names)) or (["small"] if opt["growth"] else ["nano", "micro", "small"]), opt
 
-
 def compare(names, opt, work):
     """Measure every model in every dtype on every device -> the list of their reports."""
     places = {name: find(name, work) for name in names}
@@ -328,7 +307,6 @@ def compare(names, opt, work):
         found = in_fresh_process(measure, places[name][0], dtype, device, POINTS, opt["seconds"], bool(opt["against"]))
         measured[name][dtype if device == "cpu" else f"{dtype} on {device}"] = found
     return [report(name, *places[name], found) for name, found in measured.items()]
-
 
 def main(argv=None):
     """`python bench.py [RUN or SIZE ...] [--device=cpu] [--json] ...`"""
@@ -366,7 +344,6 @@ def main(argv=None):
     print("\nwrote", *files, picture)
     if opt["json"]:
         print(json.dumps(result))
-
 
 if __name__ == "__main__":
     run_main(main)

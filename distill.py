@@ -38,7 +38,6 @@ from apprentice import EOS, TASKS, Apprentice, LoRA, cast, cut_student, generate
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
 from model import SIZES, T5, fetch, product, replace_file
 
-
 @dataclass(frozen=True)
 class Config:
     """Every setting, with its default. Set them in a config file (`lr = 1e-3`) or on the command line (`--lr=1e-3`)."""
@@ -145,7 +144,6 @@ class Config:
     def bf16(self):
         return self.dtype == "bfloat16" or (self.dtype == "auto" and "cuda" in self.torch_device)
 
-
 def read_config(path):
     """The assignments of a config file as {setting: value}."""
     if not Path(path).is_file():
@@ -155,7 +153,6 @@ def read_config(path):
     except Exception as e:
         raise DataError(f"{path}: {type(e).__name__}: {e}") from None
     return {k: cast(k, v, asdict(Config())) for k, v in values.items() if not k.startswith("_") and not inspect.ismodule(v)}
-
 
 def read_settings(argv):
     """Command line -> ([{setting: value}, one a combination], {setting: where it came from})."""
@@ -176,23 +173,19 @@ def read_settings(argv):
         runs.append(values | dict(zip(grid, choice, strict=True)) | {"name": values["name"] + suffix})
     return runs, origin
 
-
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 FLOOR = -1e9  # stands for a log-probability of -inf, and unlike it gives 0 times itself = 0
-
 
 class TopK(NamedTuple):
     """Of a teacher's logits its k likeliest words, and one bucket with the mass of all others."""
     log_probs: torch.Tensor  # (..., k + 1), softened by the temperature of the loss; the bucket is the last
     ids: torch.Tensor  # (..., k)
 
-
 def soften(logits, temperature=1.0):
     """log softmax(logits / temperature) over the last axis, in float32 at least."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (logits if temperature == 1 else logits / temperature).clamp(min=FLOOR).log_softmax(-1)
-
 
 def top_k(logits, k, temperature=1.0, ids=None):
     """logits (..., V) -> TopK, of given ids if they are; the bucket is summed over its words, so that it stays exact near 0"""
@@ -200,16 +193,13 @@ def top_k(logits, k, temperature=1.0, ids=None):
     ids = log_probs.topk(k).indices if ids is None else ids
     return TopK(torch.cat([log_probs.gather(-1, ids), log_probs.scatter(-1, ids, FLOOR).logsumexp(-1, keepdim=True)], -1), ids)
 
-
 def kl(p, q):
     """KL(p || q) of log-probabilities (..., V) -> (...)"""
     return (p.exp() * (p - q)).sum(-1)
 
-
 def mix(share, p, q):
     """log(share e^p + (1 - share) e^q), exact where a probability underflows"""
     return torch.logaddexp(p + math.log(share), q + math.log1p(-share))
-
 
 KINDS = {  # of log-probabilities s (student), t (teacher) (..., V) -> (...)
     "forward_kl": lambda s, t, beta, skew: kl(t, s),  # Hinton et al. 2015, arXiv 1503.02531: covers all that the teacher says
@@ -223,7 +213,6 @@ KINDS = {  # of log-probabilities s (student), t (teacher) (..., V) -> (...)
     "soft_ce": lambda s, t, beta, skew: -(t.exp() * s).sum(-1),  # forward KL + the teacher's entropy: its gradients, never 0
 }
 
-
 def token_divergence(student_logits, teacher, kind="forward_kl", temperature=1.0, beta=0.5, skew=0.1):
     """Divergence of a student from its teacher at each token, (..., V) -> (...). teacher: logits (..., V), or TopK, against which the
     student's other words fall into one bucket too. Times temperature^2, which keeps the gradients' size (Hinton, section 2)."""
@@ -234,13 +223,11 @@ def token_divergence(student_logits, teacher, kind="forward_kl", temperature=1.0
     t = teacher.log_probs if sparse else soften(teacher, temperature)
     return KINDS[kind](s, t, beta, skew) * temperature**2
 
-
 def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", temperature=1.0, **options):
     """How far a student is from its teacher. logits (..., V), the teacher's perhaps TopK; mask (...) bool -> scalar: summed over V,
     mean over the mask's True tokens, 0 where there are none. options: beta of jsd, skew of the skewed ones (the share mixed in)."""
     teacher = TopK(*(x[mask] for x in teacher_logits)) if isinstance(teacher_logits, TopK) else teacher_logits[mask]
     return token_divergence(student_logits[mask], teacher, kind, temperature, **options).sum() / mask.sum().clamp(min=1)
-
 
 class ChunkedHead(torch.autograd.Function):
     """Losses over the logits F.linear(hidden, head), which are never held: with 32,128 words they outweigh all else in training. A chunk of
@@ -279,7 +266,6 @@ class ChunkedHead(torch.autograd.Function):
             return *ctx.work(grad)[1:], None, None
         return *(g if g is None or scale == 1 else g * scale for g in ctx.grads), None, None
 
-
 def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teacher_head, labels, kind="forward_kl", temperature=1.0,
                              label_smoothing=0.0, weights=(1.0, 1.0), **options):  # fmt: skip
     """Cross-entropy and divergence of the logits hidden @ head.T, never (N, V) of them at once. hidden (N, d), heads (V, d) (a tied T5's
@@ -296,7 +282,6 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
 
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
 
-
 class LiveTeacher:
     """A T5 that is asked. Called with a batch and its valid tokens (B, T), it returns words(rows) -> logits of these of the N tokens."""
 
@@ -308,7 +293,6 @@ class LiveTeacher:
     def __call__(self, batch, valid):
         hidden = self.model.decode(T5.shift_right(batch.labels), self.model.encode(batch.source, batch.source_mask), batch.source_mask)[valid]
         return torch.no_grad()(lambda rows: product(hidden[rows], self.head))  # (N, d) is kept, (N, V) never made
-
 
 class CachedTeacher:
     """A teacher whose k likeliest words at each target token are kept on disk: asked when a training row first comes by, never again. The file
@@ -343,11 +327,9 @@ class CachedTeacher:
         log_probs, ids = log_probs.view(torch.float16).float().log_softmax(-1), ids.long()
         return lambda rows: TopK(log_probs[rows], ids[rows])
 
-
 def digest(*pieces):
     """The first 16 digits of the sha256 of some bytes, or lists of ids."""
     return hashlib.sha256(b"".join(p if isinstance(p, bytes) else np.asarray(p, np.int64).tobytes() for p in pieces)).hexdigest()[:16]
-
 
 class Trainer:
     """A student, its teachers (T5s, or LiveTeacher and CachedTeacher) and an optimiser. `step` is one update."""
@@ -461,9 +443,7 @@ class Trainer:
         if len(state["cuda"]):
             torch.cuda.set_rng_state(state["cuda"])
 
-
 # --- one run ----------------------------------------------------------------------------------------------------------
-
 
 def folder_of(name, config):
     """Where a T5's weights are; one that is a config file is trained first, if its run is not there."""
@@ -471,7 +451,6 @@ def folder_of(name, config):
         return fetch(name)
     values = {"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}
     return train(Config(**values), dict.fromkeys(values, name))
-
 
 def vocabulary_for(config, tasks, start):
     """The tokenizer of a run, its spiece.model in the run folder. start: the folder whose vocabulary the student takes over, or None."""
@@ -489,7 +468,6 @@ def vocabulary_for(config, tasks, start):
             raise DataError(f"{source} is missing: put the model's spiece.model there")
         replace_file(path, source.read_bytes())
     return Tokenizer(path)
-
 
 def lessons(config, teachers):
     """[(examples, or the name of a data set, how much each counts)]: people's rows, a T5 teacher's own words (Kim & Rush 2016, arXiv
@@ -513,7 +491,6 @@ def lessons(config, teachers):
               f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")  # fmt: skip
         found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]
     return found
-
 
 def prepare(config):
     """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batches_of(row numbers), validation examples)"""
@@ -553,7 +530,6 @@ def prepare(config):
         return [replace(collate(part, [digest(*row[:2]) for row in part] if config.teacher_cache else ()), weights=weights[chosen]) for part in found]
 
     return trainer, tokenizer, np.concatenate([part.lengths for part in rows[tasks[-1]].datasets]), batches_of, held_out
-
 
 def train(config, origin):
     """Train one run to its end, or go on with it; returns its folder. Does nothing where the run is finished."""
@@ -621,7 +597,6 @@ def train(config, origin):
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # it is needed no more
     return folder
 
-
 def main(argv=None):
     """Teachers, students, table."""
     argv = sys.argv[1:] if argv is None else argv
@@ -640,11 +615,15 @@ def main(argv=None):
         folders += [f for f in (*before, train(config, origin)) if f not in folders]
     for data in configs[-1].tests.split() or [configs[-1].data]:
         with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report
-            evaluate.main([*map(str, folders), f"--data={data}", f"--limit={configs[-1].test_rows}", f"--device={configs[-1].torch_device}"])
-        print(f"\n{data}, test rows")
-        evaluate.print_table(json.loads((folders[-1] / "eval.json").read_text())["findings"]["The answers"]["table"])
-    print(f"results are in {folders[-1]}; ask it: python apprentice.py {folders[-1]}")
-
+            evaluate.main([*map(str, folders), f"--data={data}", f"--limit={configs[-1].test_rows}", f"--device={configs[-1].torch_device}", "--probes=0"])
+        print(f"\n{data}, test rows; in percent but for parameters and time")
+        found = {str(folder): json.loads((folder / "eval.json").read_text()) for folder in folders}
+        table = found[str(folders[-1])]["findings"]["The answers"]["table"]
+        columns = ("parameters", "accuracy", "accuracy interval", "valid", "ROUGE-L", "ms an answer")
+        evaluate.print_table({name: {column: row[column] for column in columns} for name, row in table.items() if name in found or row["accuracy"]})
+        points = {name: ([run["parameters"]], [100 * run["accuracy"]]) for name, run in found.items()}
+        replace_file(folders[-1] / f"{Path(data).stem}.png", evaluate.picture("parameters", f"accuracy on {data}, test rows, %", lines=points))
+    print(f"results are in {folders[-1]}, a report.html beside each run; ask it: python apprentice.py {folders[-1]}")
 
 if __name__ == "__main__":
     run_main(main)

@@ -484,7 +484,8 @@ def headline(metrics):
     corpus. N-gram scores prove little: compare the copy and the template. The human has one reference fewer, which lowers the figures."""
     reasons = metrics.get("reasons") or {}
     shares = {kind.replace("rouge", "ROUGE-"): reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS} | {"BLEU": reasons.get("bleu", math.nan) / 100}
-    return {name: metrics.get(name.replace(" ", "_")) for name in ("accuracy", "accuracy interval", "valid", "macro f1")} | shares
+    columns = ("parameters", "accuracy", "accuracy interval", "valid", "macro f1", "ms an answer")
+    return {name: metrics.get(name.replace(" ", "_")) for name in columns} | shares
 
 def picture(x, y, lines=None, confusion=None):
     """PNG bytes: curves {name: (xs, ys)}, or a confusion matrix, a row a gold label; colour and percent are shares of the row."""
@@ -580,11 +581,12 @@ def judge(path, opt, known):
     if apprentice:
         print(f"{path} answers {size:,} rows of {name}, split {split}")
         ask = functools.partial(apprentice.answer_once, folder=path, num_beams=opt["num_beams"])
-        predictions = [{"id": e.id, **vars(a)} for e, a in zip(examples, ask([(e.premise, e.hypothesis) for e in examples]), strict=True)]
+        pairs = [(e.premise, e.hypothesis) for e in examples]
+        predictions = [{"id": e.id, **vars(a)} for e, a in zip(examples, ask(pairs), strict=True)]
     ids, kept = ({e.id for e in rows} for rows in (everything, examples))
     predictions = [p for p in predictions if p["id"] in kept or p["id"] not in ids]  # without what --limit leaves out
     result = {"run": str(path), "data": name, "split": split, "limit": opt["limit"], "seed": seed, "num_beams": opt["num_beams"],
-              **evaluate(examples, predictions, seed), "settings": settings}  # fmt: skip
+              **evaluate(examples, predictions, seed), **(apprentice.cost(pairs[:20]) if apprentice else {}), "settings": settings}  # fmt: skip
     known[name, split] = result["baselines"] = known.get((name, split)) or reference_baselines(examples, seed)  # the same for every run
     result["about"] = (f"{result['rows']:,} rows{f' (a sample, seed {seed})' * bool(opt['limit'])} of {name}, split {split}, {result['premises']:,} premises"
                        + f", {result['unlabelled']:,} rows without a gold label left out" * bool(result["unlabelled"]))  # fmt: skip
@@ -629,18 +631,16 @@ def main(argv=None):
     low = [name for name in ("limit", "seed", "probes", "num_beams") if opt[name] < (name == "num_beams")]
     if low or not words:
         raise DataError(f"--{low[0]}={opt[low[0]]} is too low" if low else "name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
-    known = {}
-    done = {path: judge(Path(path), opt, known) for path in words}
+    done = dict(zip(words, map(functools.partial(judge, opt=opt, known={}), map(Path, words)), strict=True))
     for path, (result, lines) in done.items():
         others = {name: their for name, (other, their) in done.items() if name != path and all(other[key] == result[key] for key in ("data", "split"))}
         for i, line in enumerate(lines):
             line["others"] = {name: f"{other[i]['label']}: {other[i]['rationale']}" for name, other in others.items() if other[i]["label"] != line["label"]}
-        table = {path: headline(result), **{name: headline(done[name][0]) for name in others},
-                 **{name: headline(metrics) for name, metrics in result["baselines"].items()}}  # fmt: skip
+        table = {name: headline(metrics) for name, metrics in {path: result, **{o: done[o][0] for o in others}, **result["baselines"]}.items()}
         labels = finding(label_metrics, result["labels"] | result["kinds"], x="predicted", y="gold", confusion=result["confusion"])
         result["findings"] = {"The answers": finding(headline, table), "Labels and kinds": labels,
-                              "The reasons": manner({path: lines, **others}), **result["findings"]}  # fmt: skip
-        result["findings"] |= {"Against the others": comparison(lines, others, opt["seed"])} if others else {}
+                              "The reasons": manner({path: lines, **others}), **result["findings"],
+                              **({"Against the others": comparison(lines, others, opt["seed"])} if others else {})}  # fmt: skip
         for title, found in result["findings"].items():
             print(f"\n{path}, {result['about']}: {title}")
             print_table(found["table"])

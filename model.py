@@ -34,13 +34,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-
 class CheckpointError(ValueError):
     """A checkpoint, its configuration or its download is not usable; the text is one line that says what, where and what to do."""
 
-
 # --- the network ------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class T5Config:
@@ -88,11 +85,9 @@ class T5Config:
         except CheckpointError as e:
             raise CheckpointError(f"{path}: {e}") from None
 
-
 def _flan(d_model, d_ff, num_layers, num_heads, **other):
     return T5Config(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads, feed_forward_proj="gated-gelu",
                     tie_word_embeddings=False, **other)  # fmt: skip
-
 
 # The two for the toy world have no dropout: with 0.1 the teacher was right on 80% of unseen rows after 1,000 steps, without on all but a few.
 SIZES = {
@@ -104,7 +99,6 @@ SIZES = {
     "xl": _flan(2048, 5120, 24, 32),
     "xxl": _flan(4096, 10240, 24, 64),
 }
-
 
 class Product(torch.autograd.Function):
     """x @ weight.T and its gradients in float32 by oneDNN: half the time of F.linear's own choice on some CPUs and no more on others."""
@@ -120,20 +114,16 @@ class Product(torch.autograd.Function):
         dx = onednn(dy, weight.t()) if ctx.needs_input_grad[0] else None
         return dx, onednn(dy.flatten(0, -2).t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
 
-
 def onednn(x, weight):  # (..., n), (m, n) perhaps packed -> (..., m)
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
-
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
 
 def product(x, weight):
     """x (..., n) @ weight (m, n).T -> (..., m), with gradients: F.linear, in the fastest way that this machine has."""
     if ONEDNN and x.is_cpu and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
         return Product.apply(x, weight) if torch.is_grad_enabled() else onednn(x, weight)
     return F.linear(x, weight)
-
 
 class Matrix:
     """What a layer with a `weight` (m, n) needs to multiply by it. For inference on a CPU the weight can be packed: copied once into
@@ -173,7 +163,6 @@ class Matrix:
         if isinstance(self, Linear):  # an embedding is still looked up
             self.weight = None
 
-
 class Linear(nn.Linear, Matrix):
     """x (..., n) -> x @ weight.T (..., m)"""
 
@@ -182,17 +171,14 @@ class Linear(nn.Linear, Matrix):
 
     forward = Matrix.product
 
-
 class Embedding(nn.Embedding, Matrix):
     """ids -> rows of the weight; T5 v1.0 multiplies by it too, as its head."""
 
     def reset_parameters(self):
         """Left to the T5 that it stands in."""
 
-
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467), the mean in float32."""
-
 
 class PositionBias(nn.Module):
     """The learnt bias on attention scores, one number a head and a bucket of distances (arXiv 1910.10683, section 2.1)."""
@@ -222,7 +208,6 @@ class PositionBias(nn.Module):
         place = torch.arange(max(queries, keys))
         buckets = self.bucket(place[None, :keys] - place[:queries, None])  # on the CPU, so that every device rounds alike
         return F.embedding(buckets.to(self.weight.device), self.weight).permute(2, 0, 1)[None]
-
 
 class Attention(nn.Module):
     """Multi-head attention without a scale. Self-attention holds one matrix for queries, keys and values, cross-attention
@@ -262,7 +247,6 @@ class Attention(nn.Module):
         y = y.transpose(1, 2).flatten(2)
         return self.out.product(y if y.dtype == q.dtype else y.to(q.dtype))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
-
 class FeedForward(nn.Module):
     """relu(x Wi) Wo, or (gelu(x Wg) * (x Wu)) Wo with both inner matrices held as one (Shazeer 2020, arXiv 2002.05202)."""
 
@@ -281,7 +265,6 @@ class FeedForward(nn.Module):
         else:
             h = F.relu(h)
         return self.wo.product(self.dropout.forward(h))
-
 
 class Block(nn.Module):
     """One layer of the encoder, or with cross-attention of the decoder; every sublayer is x + dropout(f(norm(x)))."""
@@ -302,7 +285,6 @@ class Block(nn.Module):
         if memory is not None:
             x = x + self.dropout(self.cross(self.cross_norm(x), memory, memory_bias))
         return x + self.dropout(self.ff(self.ff_norm(x)))
-
 
 class Stack(nn.Module):
     """The encoder or the decoder: blocks that share one position bias, and a norm at the end."""
@@ -325,7 +307,6 @@ class Stack(nn.Module):
         for block in self.blocks:
             x = block(x, bias, memory, memory_bias)
         return self.dropout(self.norm(x))
-
 
 class T5(nn.Module):
     """The whole network. `model(source, target, source_mask)` gives logits; `encode` and `decode` are its two halves."""
@@ -427,9 +408,7 @@ class T5(nn.Module):
             tensors["lm_head.weight"] = tensors["shared.weight"]
         write_safetensors(folder / "model.safetensors", tensors)
 
-
 # --- weights: the Hugging Face layout ---------------------------------------------------------------------------------
-
 
 def hugging_face_names(config):
     """{our parameter: [the hub's tensors that it is made of, stacked along the first axis]}"""
@@ -447,10 +426,8 @@ def hugging_face_names(config):
                 names[f"{stack}.blocks.{i}.{ours}_norm.weight"] = [f"{stack}.block.{i}.layer.{j}.layer_norm.weight"]
     return names
 
-
 # Old files hold copies of the embedding under the names of both stacks, and a bias in cross-attention that no T5 ever reads.
 STRAY = re.compile(r"(encoder|decoder)\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
-
 
 @torch.no_grad()
 def load_weights(model, tensors, where):
@@ -470,7 +447,6 @@ def load_weights(model, tensors, where):
                 raise CheckpointError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, config.json asks for {tuple(part.shape)}")
             part.copy_(tensors[name])
 
-
 def read_tensors(folder):
     """All tensors of a checkpoint folder as {name: tensor}: model.safetensors or pytorch_model.bin, whole or in shards."""
     folder = Path(folder)
@@ -486,7 +462,6 @@ def read_tensors(folder):
             return tensors
     raise CheckpointError(f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin (or their .index.json) is there")
 
-
 def read_index(path):
     """The index of a sharded checkpoint -> {shard's file name: names of its tensors}"""
     shards = {}
@@ -499,7 +474,6 @@ def read_index(path):
         raise CheckpointError(f"{path} is not an index: it needs a weight_map of tensor to file") from None
     return shards
 
-
 def read_bin(path):
     """A PyTorch file, read without running any code that it may hold."""
     try:
@@ -511,10 +485,8 @@ def read_bin(path):
         raise CheckpointError(f"{path} is not a dictionary of tensors")
     return tensors
 
-
 SAFE_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
               "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
-
 
 def read_safetensors(path):
     """{name: tensor} of a safetensors file: 8 bytes that tell the length of a JSON header, the header, then the raw numbers.
@@ -540,7 +512,6 @@ def read_safetensors(path):
         tensors[name] = raw.view(dtype).reshape(shape)
     return tensors
 
-
 def write_safetensors(path, tensors, metadata=None):
     """Write {name: tensor} as a safetensors file, whole or not at all."""
     dtypes = {v: k for k, v in SAFE_TYPES.items()}
@@ -552,7 +523,6 @@ def write_safetensors(path, tensors, metadata=None):
     text += b" " * (-len(text) % 8)  # numbers start at a multiple of 8
     replace_file(path, len(text).to_bytes(8, "little"), text, *(t.reshape(-1).view(torch.uint8).numpy().data for t in arrays.values()))
 
-
 def replace_file(path, *pieces):
     """Write bytes to a file so that a reader, or a crash, finds either the old file or the whole new one."""
     part = Path(f"{path}.tmp{os.getpid()}")
@@ -562,14 +532,11 @@ def replace_file(path, *pieces):
         os.fsync(f.fileno())
     os.replace(part, path)
 
-
 # --- the hub ----------------------------------------------------------------------------------------------------------
-
 
 def cache_folder():
     """Where downloads are kept: $APPRENTICE_CACHE, or ~/.cache/apprentice."""
     return Path(os.environ.get("APPRENTICE_CACHE") or Path.home() / ".cache" / "apprentice")
-
 
 def fetch(name, weights=True):
     """The folder of a checkpoint: `name` itself if it is a folder, else that of a hub model, downloaded once.
@@ -602,7 +569,6 @@ def fetch(name, weights=True):
             for shard in read_index(index):
                 get(shard)
     return folder
-
 
 def download(url, path, tries=5):
     """Download a file with a progress bar. It grows as PATH.part, which a cut connection or a later call goes on with, and takes its
@@ -649,9 +615,7 @@ def download(url, path, tries=5):
             return
     raise OSError(error)
 
-
 # --- python model.py --------------------------------------------------------------------------------------------------
-
 
 def table_of_parts(model):
     """The network as text: each part, its shape, how often it stands there and how many parameters that makes."""
@@ -660,7 +624,6 @@ def table_of_parts(model):
         rows.setdefault((re.sub(r"blocks\.\d+", "blocks.*", name), " x ".join(map(str, p.shape))), []).append(p.numel())
     lines = [f"{name:38}{shape:>16}{len(n):>7}{sum(n):>16,}{sum(n) / total:>8.1%}" for (name, shape), n in [*rows.items(), (("all", ""), [total])]]
     return "\n".join([f"{'part':38}{'shape':>16}{'times':>7}{'parameters':>16}{'share':>8}", *lines])
-
 
 def main(argv=None):
     """`python model.py [SIZE or DIR or HUB NAME]`"""
@@ -680,7 +643,6 @@ def main(argv=None):
     c = model.config
     print(f"{args[0]}: T5 {'v1.0' if c.tie_word_embeddings else 'v1.1'}, {c.num_layers} + {c.num_decoder_layers} layers, width {c.d_model}, "
           f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}")  # fmt: skip
-
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,6 @@ import sys
 import threading
 from pathlib import Path
 
-
 class Hub:
     """models: {hub name: folder}. cut: bytes after which each reply breaks off; wrong: tell a wrong sha256; ranges: answer them."""
 

@@ -11,7 +11,6 @@ from hub import Hub
 import model as m
 from model import T5, CheckpointError, T5Config
 
-
 def small(tied=False, seed=0, **kw):
     torch.manual_seed(seed)
     return T5(T5Config(vocab_size=50, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2, tie_word_embeddings=tied,
