@@ -289,7 +289,7 @@ class Apprentice:
         seconds = []
         for pair in pairs:
             start = time.perf_counter()
-            self.answer([pair])
+            self.answer([pair], num_beams=1)
             seconds.append(time.perf_counter() - start)
         parameters = sum(p.numel() for p in self.model.parameters())
         return {"parameters": parameters, "ms_an_answer": f"{1e3 * statistics.median(seconds):.1f}"}
