@@ -448,7 +448,7 @@ def test_answers_are_kept_until_the_weights_change(tmp_path):
 class Oracle(Apprentice):
     """In place of Apprentice: right but for every third row, and not to be parsed on the first; what it writes would break a page."""
 
-    run, format = {"settings": {"data": "toy", "name": "<i>"}}, "rationale_then_label"
+    run, format, model = {"settings": {"data": "toy", "name": "<i>"}}, "rationale_then_label", torch.nn.Linear(3, 2)
 
     def __init__(self):
         pass
@@ -496,7 +496,8 @@ def test_a_run_gets_its_figures_predictions_picture_and_page(tmp_path, monkeypat
     (tmp_path / "p.jsonl").write_text((run / "predictions.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
     ev.main([str(tmp_path / "p.jsonl"), "--data=toy", "--limit=60", "--seed=3"])
     again = json.loads((tmp_path / "p.eval.json").read_text(encoding="utf-8"))
-    same = [key for key in result if key not in ("run", "settings", "findings")]
+    assert result["parameters"] == 8 and float(result["ms_an_answer"]) > 0         # which a file of answers cannot tell
+    same = [key for key in result if key not in ("run", "settings", "findings", "parameters", "ms_an_answer")]
     assert [again[key] for key in same] == [result[key] for key in same]
     assert (tmp_path / "p.report.html").is_file()
 
