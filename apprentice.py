@@ -137,9 +137,9 @@ def likeliest(logits, n):
     return values, ids.gather(-1, place)
 
 def cut(ids):
-    """A row of ids up to the first </s>, or to the -1 that fills the end of a row."""
-    ends = [ids.index(i) for i in (EOS, -1) if i in ids]
-    return ids[: min(ends)] if ends else ids
+    """A row of ids up to the first </s>; without one, up to the padding (0, or the -1 that fills a row) at its end."""
+    length = ids.index(EOS) if EOS in ids else max((i for i, x in enumerate(ids, 1) if x > 0), default=0)
+    return ids[:length]
 
 def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens):
     """The likeliest token each time; a source that has come to its end leaves the batch."""

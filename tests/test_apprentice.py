@@ -162,3 +162,9 @@ def test_bad_input_is_one_line_and_status_2(run, tmp_path):
     for args in (["nowhere"], [run, "one"], [run, "--jsn"], [tmp_path, "a", "b"], [run, "a", "b", "--num_beams=x"]):
         done = ask(*args)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
+
+
+def test_what_is_written_ends_at_the_first_end_or_before_the_padding():
+    from apprentice import cut
+
+    assert [cut(row) for row in ([5, 0, 1, 9], [5, 0, 7, 0, 0], [0, 0], [5, 6, -1, -1], [1, -1])] == [[5, 0], [5, 0, 7], [], [5, 6], []]
