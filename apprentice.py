@@ -264,7 +264,10 @@ class Apprentice:
         run = read_run(folder) if (folder / "run.json").is_file() else {}
         settings = run.get("settings", {"format": "instruction"})
         tokenizer = Tokenizer(folder / "spiece.model")
+        check_device(device)
         model = T5.from_pretrained(folder, dtype=dtype, device=device)
+        if tokenizer.vocab_size > model.config.vocab_size or settings.get("format") not in (None, *FORMATS, *TASKS):
+            raise CheckpointError(f"{folder}: its spiece.model has more pieces than its config.json, or its run.json an unknown format")
         known = {k: settings[k] for k in ("format", "max_source", "max_target") if k in settings}
         return cls(model, tokenizer, **known, run=run)
 
@@ -359,12 +362,19 @@ class Apprentice:
                 yield i, self.tokenizer.decode(ids)
             bar.update(len(here))
 
+def check_device(device):
+    """DataError where torch can't compute there: no such device, or torch was built without it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise DataError(f"device is {device!r}, where torch can't compute ({str(e).splitlines()[0]}); cpu is always there") from None
+
 def read_run(folder):
     """The run.json of a run folder: its settings, where they came from, and what it was made with."""
     path = Path(folder) / "run.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        return {**json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as e:
         raise CheckpointError(f"{path} cannot be read ({e})") from None
 
 # --- an apprentice before it has learnt ---------------------------------------------------------------------------------
@@ -391,7 +401,11 @@ def learning_parameters(model, pattern, matrices=False):
     """Let only those parameters learn that a pattern names, or the blocks' matrices among them; "last2": each stack's last two -> {name: p}"""
     blocks = [(stack, i, n) for stack, n in (("encoder", model.config.num_layers), ("decoder", model.config.num_decoder_layers)) for i in range(n)]
     pattern = re.sub(r"last(\d+)", lambda m: "(" + "|".join(rf"{stack}\.blocks\.{i}\." for stack, i, n in blocks if i >= n - int(m[1])) + ")", pattern)
-    chosen = {name: p for name, p in model.named_parameters() if re.search(pattern, name) and (not matrices or p.dim() == 2 and ".blocks." in name)}
+    try:
+        named = {name: p for name, p in model.named_parameters() if re.search(pattern, name)}
+    except re.error as e:
+        raise DataError(f"train_only={pattern!r} is no regular expression ({e})") from None
+    chosen = {name: p for name, p in named.items() if not matrices or p.dim() == 2 and ".blocks." in name}
     if not chosen:
         raise DataError(f"train_only={pattern!r} names no parameter; python model.py SIZE lists them")
     for name, p in model.named_parameters():
@@ -533,14 +547,14 @@ def run_main(main):
     closed the pipe is no error."""
     try:
         main()
-    except (CheckpointError, DataError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (CheckpointError, DataError, OSError) as e:  # OSError: a full disk, a folder that may not be written to
+        tqdm.write(f"error: {e}", sys.stderr)  # on a line of its own, whatever bar is drawn
+        sys.exit(2)
+    except KeyboardInterrupt:
+        tqdm.write("interrupted", sys.stderr)
+        sys.exit(130)
 
 def cast(name, value, known):
     """What was given for an option or setting, as the type that known[name] has: {name: default}. DataError says what is legal."""
@@ -604,11 +618,12 @@ def main(argv=None):
         collect(opt.pop("in"), **opt)
         return
     words, opt = options(argv, json=False, device="cpu", dtype="float32", num_beams=1)
-    if len(words) not in (1, 3):
-        raise DataError(f"{len(words)} words given: name a run, or a run, a premise and a hypothesis (in quotes)")
+    if len(words) not in (1, 3) or opt["num_beams"] < 1:
+        raise DataError(f"{len(words)} words given: name a run, or a run, a premise and a hypothesis (in quotes); --num_beams is 1 or more")
     apprentice = Apprentice.load(words[0], dtype=opt["dtype"], device=opt["device"])
 
     def ask(premise, hypothesis):
+        premise, hypothesis = (text.encode(errors="replace").decode() for text in (premise, hypothesis))  # bytes that are no UTF-8
         answer = apprentice.answer([(premise, hypothesis)], num_beams=opt["num_beams"])[0]
         if opt["json"]:
             print(json.dumps({"premise": premise, "hypothesis": hypothesis, **asdict(answer)}, ensure_ascii=False), flush=True)
@@ -617,6 +632,8 @@ def main(argv=None):
 
     if len(words) == 3:
         return ask(*words[1:])
+    if not sys.stdin:  # closed
+        return
     tty = sys.stdin.isatty()
     if tty:
         print(f"{words[0]} answers. A premise, then a hypothesis; an empty line or Ctrl-D ends.", file=sys.stderr)

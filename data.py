@@ -161,7 +161,6 @@ def stream_examples(name, split=None, max_bad=0.01):
     """As read_examples, one by one, in memory that does not grow with the file."""
     if split not in (None, *SPLITS):
         raise DataError(f"split is {split!r}; legal are {', '.join(SPLITS)}")
-
     def stream(part, options, weight):
         toy, rng = re.fullmatch(TOY, part), random.Random(part)
         rows = (((own, e) for own in SPLITS if split in (None, own)
@@ -169,7 +168,6 @@ def stream_examples(name, split=None, max_bad=0.01):
                 ((own or told or split_of(e.premise), e) for path, own in files_of(part, split) for told, e in read_file(path, options, max_bad)))  # fmt: skip
         for own, example in rows:
             yield from [example] * (split in (None, own)) * int((weight if split in (None, "train") else 1) + rng.random())
-
     yield from (example for turn in zip_longest(*(stream(*part) for part in parts_of(name))) for example in turn if example)
 
 def parts_of(name):
@@ -642,9 +640,11 @@ def main(argv=None):
             raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
         else:
             describe(read_examples(name := argv[0] if argv else "toy"), Path("out") / f"data-{Path(name).stem}.png")
-    except DataError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    except BrokenPipeError:  # the reader, say head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (DataError, OSError, KeyboardInterrupt) as e:
+        print(f"error: {e}" if str(e) else "interrupted", file=sys.stderr)
+        sys.exit(2 if str(e) else 130)
 
 if __name__ == "__main__":
     main()

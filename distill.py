@@ -34,7 +34,7 @@ from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 import evaluate
-from apprentice import EOS, TASKS, Apprentice, LoRA, cast, cut_student, generate, learning_parameters, read_run, run_main, sized
+from apprentice import EOS, TASKS, Apprentice, LoRA, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
 from model import SIZES, T5, fetch, product, replace_file
 
@@ -105,6 +105,7 @@ class Config:
             ("at least 1", lambda x: x >= 1, "batch_size grad_accumulation max_steps log_every eval_every save_every eval_rows max_source max_target "
              "teacher_beams top_k"),
             ("above 0", lambda x: x > 0, "temperature lr grad_clip lora_alpha"),
+            ("below 2**63", lambda x: x < 2**63, "seed"),
             ("from 0 to 1", lambda x: 0 <= x <= 1, "on_policy other_labels kd_beta label_smoothing"),
             ("between 0 and 1", lambda x: 0 < x < 1, "kd_skew"),
             ("0 or more, and finite", lambda x: 0 <= x < math.inf, " ".join(k for k, v in asdict(self).items() if isinstance(v, (int, float)))),
@@ -122,6 +123,8 @@ class Config:
              "teacher_cache holds the likeliest words at the data's own targets; on_policy and teacher_mix=confidence need the teacher live"),
             (self.student_layers and self.student not in (*SIZES, "cut") or self.student_width and self.student not in SIZES,
              f"student_layers shapes a size or cut, student_width a size; student is {self.student!r}"),
+            (any(weight == 0 for _, weight in self.teachers()), f"teacher={self.teacher}: a weight is 0; leave that teacher out"),
+            (not all(isinstance(other, dict) for other in self.baselines.values()), f"baselines is {self.baselines}, not {{name: {{setting: value}}}}"),
             (self.student == "cut" and not self.student_layers, "student=cut: set student_layers to how many to cut from the teacher"),
         ):  # fmt: skip
             if wrong:
@@ -129,7 +132,7 @@ class Config:
 
     def teachers(self, files=False):
         """[(name, weight)] of the T5 teachers, or of the rationale files: "A@2+B" -> [("A", 2.0), ("B", 1.0)]"""
-        parts = [re.fullmatch(r"(.+?)(?:@([\d.]+))?", name) for name in self.teacher.split("+") if name]
+        parts = [re.fullmatch(r"(.+?)(?:@(\d*\.?\d+))?", name) for name in self.teacher.split("+") if name]
         return [(part[1], float(part[2] or 1)) for part in parts if part[1].endswith(".jsonl") == files]
 
     @property
@@ -150,7 +153,7 @@ def read_config(path):
         raise DataError(f"{path}: no such config file")
     try:
         values = runpy.run_path(str(path))
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise DataError(f"{path}: {type(e).__name__}: {e}") from None
     return {k: cast(k, v, asdict(Config())) for k, v in values.items() if not k.startswith("_") and not inspect.ismodule(v)}
 
@@ -167,6 +170,7 @@ def read_settings(argv):
             raise DataError(f"{arg}: a setting is given as --name=value")
         grid[key] = [cast(key, part, asdict(Config())) for part in text.split(",")]
         values[key], origin[key] = grid[key][0], "command line"
+    values["name"] = values["name"] or Path(files[0]).stem
     grid, runs = {k: v for k, v in grid.items() if len(v) > 1}, []
     for choice in itertools.product(*grid.values()):
         suffix = "".join(f"-{k}={str(v).replace('/', '_')}" for k, v in zip(grid, choice, strict=True))
@@ -449,6 +453,8 @@ def folder_of(name, config):
     """Where a T5's weights are; one that is a config file is trained first, if its run is not there."""
     if not name.endswith(".py"):
         return fetch(name)
+    if Path(name).stem == config.name:
+        raise DataError(f"{name} would be trained in {config.folder}, where this run itself stands; choose another --name")
     values = {"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}
     return train(Config(**values), dict.fromkeys(values, name))
 
@@ -607,7 +613,10 @@ def main(argv=None):
     for config in (Config(**values) for values in runs):  # all of them first: a mistake shows before hours of training
         beside = {f"{config.name}-{name}": {k: cast(k, v, asdict(Config())) for k, v in other.items()} for name, other in config.baselines.items()}
         configs += [*(replace(config, **other, name=name, baselines={}) for name, other in beside.items()), config]
+    for data in configs[-1].tests.split():
+        read_examples(data, "test", 1)
     for config in configs:
+        check_device(config.torch_device)
         if config.kd_weight and not config.teachers():
             raise DataError(f"kd_weight={config.kd_weight} of {config.name} needs a T5 as its teacher; teacher is {config.teacher!r}")
     for config in configs:

@@ -556,7 +556,7 @@ def report_page(result, lines):
 def read_predictions(path):
     """The rows of a JSONL predictions file as dicts with id, label, rationale and text; DataError names the line that is wrong."""
     predictions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
             predictions.append({"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": row.get("text", "")})

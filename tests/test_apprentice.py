@@ -155,11 +155,13 @@ def test_the_command_answers_and_speaks_json(run):
     assert done.returncode == 0 and set(json.loads(done.stdout)) == {"premise", "hypothesis", "label", "rationale", "text"}
     done = ask(run, "--json", stdin="a dog runs.\na cat sleeps.\na dog runs.\nno dog.\n")
     assert len(done.stdout.splitlines()) == 2
+    odd = ask(run, b"a dog\xff runs.".decode(errors="surrogateescape"), "a cat.", "--json")  # bytes that are no UTF-8
+    assert odd.returncode == 0 and json.loads(odd.stdout)["premise"] == "a dog? runs."
 
 
 def test_bad_input_is_one_line_and_status_2(run, tmp_path):
     write_safetensors(tmp_path / "model.safetensors", {})
-    for args in (["nowhere"], [run, "one"], [run, "--jsn"], [tmp_path, "a", "b"], [run, "a", "b", "--num_beams=x"]):
+    for args in (["nowhere"], [run, "one"], [run, "--jsn"], [tmp_path, "a", "b"], [run, "a", "b", "--num_beams=0"], [run, "a", "b", "--device=tpu"]):
         done = ask(*args)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
 

@@ -790,9 +790,12 @@ def test_command(tmp_path, capsys, monkeypatch):
         assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
 
 
-def test_command_as_a_process():
+def test_command_as_a_process(tmp_path):
     failed = subprocess.run([sys.executable, str(HERE.parent / "data.py"), "nothing.csv"], capture_output=True, text=True, timeout=60)
     assert failed.returncode == 2 and failed.stderr.startswith("error: nothing.csv") and "Traceback" not in failed.stderr
+    with subprocess.Popen([sys.executable, str(HERE.parent / "data.py"), "toy:50"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as early:
+        early.stdout.close()  # as head does
+        assert early.stderr.read() == b"" and early.wait() == 0
 
 
 def test_download_command(official, tmp_path, capsys):

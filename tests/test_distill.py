@@ -519,11 +519,13 @@ def test_settings_are_cast_and_checked():
     assert cast("lr", "1", known) == 1.0 and cast("out_dir", "2024", known) == "2024" and cast("max_steps", "1e3", known) == 1000
     runs, origin = read_settings(["configs/tiny.py", "--temperature=1,2", "--seed=3"])
     assert [r["temperature"] for r in runs] == [1.0, 2.0] and len({r["name"] for r in runs}) == 2 and origin["seed"] == "command line"
+    assert [r["name"] for r in read_settings(["configs/tiny.py", "--name="])[0]] == ["tiny"]
     for key, value, says in (("kd_wieght", "1", "did you mean kd_weight"), ("lr", "fast", "not a number"), ("max_steps", "1.5", "not a whole number"),
                              ("baselines", "yes", "in a config file")):  # fmt: skip
         with pytest.raises(DataError, match=says):
             cast(key, value, known)
-    for bad in (dict(kd_loss="kl"), dict(batch_size=0), dict(temperature=0.0), dict(format="both")):
+    for bad in (dict(kd_loss="kl"), dict(batch_size=0), dict(temperature=0.0), dict(format="both"), dict(seed=2**70), dict(baselines={"a": 3}),
+                dict(teacher="x@0")):  # fmt: skip
         with pytest.raises(DataError, match=next(iter(bad))):
             Config(**bad)
 
@@ -538,6 +540,7 @@ def test_every_config_is_legal():
 @pytest.mark.parametrize("args, says", [
     (["configs/none.py"], "no such config file"), (["configs/tiny_teacher.py", "--max_step=3"], "did you mean max_steps"),
     (["configs/tiny_teacher.py", "--data=none.csv"], "no such file"), (["configs/tiny_teacher.py", "--student=nowhere"], "no folder here and no hub name"),
+    (["--device=tpu"], "device is 'tpu'"), (["--tests=none.csv"], "none.csv: no such file"), (["--name=tiny_teacher"], "choose another --name"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(tmp_path, args, says):
     done = subprocess.run([sys.executable, "distill.py", *args, f"--out_dir={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
