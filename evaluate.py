@@ -588,8 +588,8 @@ def judge(path, opt, known):
     result = {"run": str(path), "data": name, "split": split, "limit": opt["limit"], "seed": seed, "num_beams": opt["num_beams"],
               **evaluate(examples, predictions, seed), **(apprentice.cost(pairs[:20]) if apprentice else {}), "settings": settings}  # fmt: skip
     known[name, split] = result["baselines"] = known.get((name, split)) or reference_baselines(examples, seed)  # the same for every run
-    result["about"] = (f"{result['rows']:,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, {result['premises']:,} premises"
-                       + f", {result['unlabelled']:,} rows without a gold label left out" * bool(result["unlabelled"]))  # fmt: skip
+    result["about"] = (f"{result['rows']:,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, "
+                       f"{result['premises']:,} premises" + f", {result['unlabelled']:,} rows without a gold label left out" * bool(result["unlabelled"]))
     lines = [{**line, **read_reason(line)} for line in join(examples, predictions) if line["gold_label"]]
     said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {}
     if len({line["premise"] for line in said}) >= 50:

@@ -114,7 +114,8 @@ class Product(torch.autograd.Function):
         dx = onednn(dy, weight.t()) if ctx.needs_input_grad[0] else None
         return dx, onednn(dy.flatten(0, -2).t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
 
-def onednn(x, weight):  # (..., n), (m, n) perhaps packed -> (..., m)
+def onednn(x, weight):
+    """x (..., n) @ weight (m, n).T -> (..., m), the weight perhaps packed."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
