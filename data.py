@@ -428,12 +428,12 @@ INSTRUCTIONS = (
     "Suppose we know this: {premise} Can we be sure of this: {hypothesis}",
     'Here is a sentence: "{premise}" And here is another: "{hypothesis}" If the first is true, is the second true as well?')
 FORMATS = {format.name: format for format in (
-    # The two tasks of Distilling step-by-step (Hsieh et al. 2023), learnt from the same pairs: a label needs no reason written.
+    # "predict: premise: a spaniel naps. hypothesis: a dog rests." -> "entailment"; "explain: …" -> "a spaniel is a dog, …" (Hsieh et al. 2023)
     Format("predict", "{label}", "LABEL", (f"predict: {PAIR}",)),
     Format("explain", "{rationale}", "(?P<rationale>.*)", (f"explain: {PAIR}",)),
-    # "neutral explanation: the dog may be asleep.": the label first, as in WT5 (Narang et al. 2020); the reason cannot help it.
+    # "judge: …" -> "neutral explanation: the dog may be asleep.": the label first, as in WT5 (Narang et al. 2020); the reason cannot help it.
     Format("label_then_rationale", "{label} explanation: {rationale}", r"LABEL(\s*explanation:\s*(?P<rationale>.*))?", (f"judge: {PAIR}",)),
-    # "a spaniel is a dog. answer: entailment": a chain of thought (Wei et al. 2022); the label can lean on the reason, and costs its tokens.
+    # "reason: …" -> "a spaniel is a dog. answer: entailment": a chain of thought (Wei et al. 2022); the label can lean on the reason.
     Format("rationale_then_label", "{rationale} answer: {label}", r"((?P<rationale>.*)\s)?answer:\s*LABEL", (f"reason: {PAIR}",)),
     # "… OPTIONS: - yes - it is not possible to tell - no" -> "yes": a request in the manner of FLAN (Wei et al. 2021).
     Format("instruction", "{label}", r"-?\s*LABEL", tuple(f"{text} OPTIONS: - {' - '.join(OPTIONS)}" for text in INSTRUCTIONS), OPTIONS))}  # fmt: skip
