@@ -40,7 +40,8 @@ from model import SIZES, T5, CheckpointError, fetch, replace_file
 EOS = 1
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
-TASKS = {"multitask": ("predict", "explain")}  # the formats that a run of this name asks, one after the other; else the name itself
+# The formats that a run of this name learns and asks, one after the other; any other name is its own format.
+TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "simulate_reason", "simulate_both")}
 
 # --- writing, a token at a time ---------------------------------------------------------------------------------------
 
@@ -271,9 +272,10 @@ class Apprentice:
         known = {k: settings[k] for k in ("format", "max_source", "max_target") if k in settings}
         return cls(model, tokenizer, **known, run=run)
 
-    def answer(self, pairs, num_beams=1, progress=False):
-        """[(premise, hypothesis), …] -> [Answer, …] in the same order. Pairs of like length are answered together."""
-        examples = [Example(str(i), premise, hypothesis, None) for i, (premise, hypothesis) in enumerate(pairs)]
+    def answer(self, pairs, num_beams=1, progress=False, rationales=None):
+        """[(premise, hypothesis), …] -> [Answer, …] in the same order; of several tasks that name a label the last counts. Pairs of like
+        length are answered together. rationales: the reasons (N texts) that a simulator is shown."""
+        examples = [Example(str(i), *pair, None, (reason,)) for i, (pair, reason) in enumerate(zip(pairs, rationales or [""] * len(pairs), strict=True))]
         labels, rationales, texts = [None] * len(pairs), [""] * len(pairs), [[] for _ in pairs]
         tasks = TASKS.get(self.format, (self.format,))
         with tqdm(total=len(pairs) * len(tasks), desc="answering", unit="text", disable=not progress) as bar:

@@ -18,6 +18,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
@@ -387,25 +388,31 @@ def train_vocabulary(texts, path, size):
 # --- formats: how an example is put to the model, and its answer read back ---------------------------------------------
 @dataclass(frozen=True)
 class Format:
-    """A way to put an example to the model. `sources` are wordings, of which an example's id picks one; `target` names its parts,
-    "label" and "rationale", in order; `answer` is the pattern that reads it back; `words` stand for the labels."""
-    name: str
-    target: str
+    """A way to put an example to the model. `write`: its function; `answer`: the pattern that reads the target back; `words` stand for the labels."""
+    write: Callable
     answer: str
-    sources: tuple
     words: tuple = LABELS
 
     @property
+    def name(self):
+        return self.write.__name__
+
+    @property
     def parts(self):
-        """("label", "rationale") in the target's order."""
-        return tuple(re.findall(r"{(\w+)}", self.target))
+        """What a target is made of, in order: of "label" and "rationale"."""
+        return tuple(dict.fromkeys(part for part, _ in self.write("p", "h", "l", "r")[1]))
+
+    @property
+    def needs(self):
+        """What an example must have: the parts, and a rationale where the source shows it."""
+        return {*self.parts} | ({"rationale"} if self.write("p", "h", "l", "r")[0] != self.write("p", "h", "l", "")[0] else set())
 
     def pieces(self, example, explanation=0):
         """(source, [(part, text), …]): the texts joined by spaces are the target, without what the example lacks; own words are rationale."""
-        source = self.sources[sum(example.id.encode()) % len(self.sources)]
-        texts = {"label": self.words[LABELS.index(example.label)] if example.label else "", "rationale": "".join(example.explanations[explanation:][:1])}
-        pieces = [piece for lead, part in re.findall(r"(\w+:)? ?{(\w+)}", self.target) if texts[part] for piece in (("rationale", lead), (part, texts[part]))]
-        return source.format(premise=example.premise, hypothesis=example.hypothesis), [(part, text) for part, text in pieces if text]
+        label = self.words[LABELS.index(example.label)] if example.label else ""
+        reason, wording = "".join(example.explanations[explanation:][:1]), sum(example.id.encode())
+        source, pieces = self.write(example.premise, example.hypothesis, label, reason, wording)
+        return source, [(part, text) for part, text in pieces if text]
 
     def render(self, example, explanation=0):
         """(source text, target text)."""
@@ -420,23 +427,85 @@ class Format:
         word = " ".join(said["label"].lower().split())
         return (LABELS[self.words.index(word)] if word else None, said["rationale"].strip()) if found else (None, text)
 
-PAIR = "premise: {premise} hypothesis: {hypothesis}"
-OPTIONS = ("yes", "it is not possible to tell", "no")
-INSTRUCTIONS = (
+FORMATS, REASON = {}, r"(?P<rationale>.*)"
+
+def read_by(answer, words=LABELS):
+    """Make a function (premise, hypothesis, the label's word, reason, wording) -> (source, pieces) the format of its name."""
+    def register(write):
+        FORMATS[write.__name__] = Format(write, answer, words)
+        return write
+    return register
+
+@read_by("LABEL")
+def predict(premise, hypothesis, label="", reason="", wording=0):
+    """The label: with `explain` the two tasks of Distilling step-by-step (Hsieh et al. 2023, arXiv 2305.02301).
+    >>> predict("a spaniel naps.", "a dog rests.", "entailment")
+    ('predict: premise: a spaniel naps. hypothesis: a dog rests.', [('label', 'entailment')])
+    """
+    return f"predict: premise: {premise} hypothesis: {hypothesis}", [("label", label)]
+
+@read_by(REASON)
+def explain(premise, hypothesis, label="", reason="", wording=0):
+    """The reason, without being told the label.
+    >>> explain("a spaniel naps.", "a dog rests.", "entailment", "a spaniel is a dog.")
+    ('explain: premise: a spaniel naps. hypothesis: a dog rests.', [('rationale', 'a spaniel is a dog.')])
+    """
+    return f"explain: premise: {premise} hypothesis: {hypothesis}", [("rationale", reason)]
+
+@read_by(rf"LABEL(\s*explanation:\s*{REASON})?")
+def label_then_rationale(premise, hypothesis, label="", reason="", wording=0):
+    """The label first, as in WT5 (Narang et al. 2020, arXiv 2004.14546): the reason cannot help it.
+    >>> label_then_rationale("a dog rests.", "a dog naps.", "neutral", "it may be awake.")[1]
+    [('label', 'neutral'), ('rationale', 'explanation:'), ('rationale', 'it may be awake.')]
+    """
+    return f"judge: premise: {premise} hypothesis: {hypothesis}", [("label", label), ("rationale", reason and "explanation:"), ("rationale", reason)]
+
+@read_by(rf"({REASON}\s)?answer:\s*LABEL")
+def rationale_then_label(premise, hypothesis, label="", reason="", wording=0):
+    """The reason first, a chain of thought (Wei et al. 2022, arXiv 2201.11903): the label can lean on it.
+    >>> rationale_then_label("a spaniel naps.", "a dog rests.", "entailment", "a spaniel is a dog.")[1]
+    [('rationale', 'a spaniel is a dog.'), ('rationale', 'answer:'), ('label', 'entailment')]
+    """
+    return f"reason: premise: {premise} hypothesis: {hypothesis}", [("rationale", reason), ("rationale", label and "answer:"), ("label", label)]
+
+WORDINGS = (
     "{premise} Given only this, is it true that: {hypothesis}",
     "Read the text and judge the claim. Text: {premise} Claim: {hypothesis} Does the claim follow from the text?",
     "Suppose we know this: {premise} Can we be sure of this: {hypothesis}",
     'Here is a sentence: "{premise}" And here is another: "{hypothesis}" If the first is true, is the second true as well?')
-FORMATS = {format.name: format for format in (
-    # "predict: premise: a spaniel naps. hypothesis: a dog rests." -> "entailment"; "explain: …" -> "a spaniel is a dog, …" (Hsieh et al. 2023)
-    Format("predict", "{label}", "LABEL", (f"predict: {PAIR}",)),
-    Format("explain", "{rationale}", "(?P<rationale>.*)", (f"explain: {PAIR}",)),
-    # "judge: …" -> "neutral explanation: the dog may be asleep.": the label first, as in WT5 (Narang et al. 2020); the reason cannot help it.
-    Format("label_then_rationale", "{label} explanation: {rationale}", r"LABEL(\s*explanation:\s*(?P<rationale>.*))?", (f"judge: {PAIR}",)),
-    # "reason: …" -> "a spaniel is a dog. answer: entailment": a chain of thought (Wei et al. 2022); the label can lean on the reason.
-    Format("rationale_then_label", "{rationale} answer: {label}", r"((?P<rationale>.*)\s)?answer:\s*LABEL", (f"reason: {PAIR}",)),
-    # "… OPTIONS: - yes - it is not possible to tell - no" -> "yes": a request in the manner of FLAN (Wei et al. 2021).
-    Format("instruction", "{label}", r"-?\s*LABEL", tuple(f"{text} OPTIONS: - {' - '.join(OPTIONS)}" for text in INSTRUCTIONS), OPTIONS))}  # fmt: skip
+
+@read_by(r"-?\s*LABEL", words=("yes", "it is not possible to tell", "no"))
+def instruction(premise, hypothesis, label="", reason="", wording=0):
+    """A request in the manner of FLAN (Wei et al. 2021, arXiv 2109.01652), in one of several wordings, with the options that it has.
+    >>> instruction("A spaniel naps.", "A dog rests.", "yes", wording=2)[0]
+    'Suppose we know this: A spaniel naps. Can we be sure of this: A dog rests. OPTIONS: - yes - it is not possible to tell - no'
+    """
+    options = " - ".join(("OPTIONS:", *FORMATS["instruction"].words))
+    return f"{WORDINGS[wording % len(WORDINGS)].format(premise=premise, hypothesis=hypothesis)} {options}", [("label", label)]
+
+@read_by("LABEL")
+def simulate_input(premise, hypothesis, label="", reason="", wording=0):
+    """What will another model answer? A simulator's three tasks (Hase et al. 2020, arXiv 2010.04119): from the input, its reason, or both.
+    >>> simulate_input("a spaniel naps.", "a dog rests.", "entailment")
+    ('guess: premise: a spaniel naps. hypothesis: a dog rests.', [('label', 'entailment')])
+    """
+    return f"guess: premise: {premise} hypothesis: {hypothesis}", [("label", label)]
+
+@read_by("LABEL")
+def simulate_reason(premise, hypothesis, label="", reason="", wording=0):
+    """As simulate_input, from the reason alone.
+    >>> simulate_reason("a spaniel naps.", "a dog rests.", "entailment", "a spaniel is a dog.")
+    ('guess: reason: a spaniel is a dog.', [('label', 'entailment')])
+    """
+    return f"guess: reason: {reason}", [("label", label)]
+
+@read_by("LABEL")
+def simulate_both(premise, hypothesis, label="", reason="", wording=0):
+    """As simulate_input, from the sentences and the reason.
+    >>> simulate_both("a spaniel naps.", "a dog rests.", "entailment", "a spaniel is a dog.")[0]
+    'guess: premise: a spaniel naps. hypothesis: a dog rests. reason: a spaniel is a dog.'
+    """
+    return f"{simulate_input(premise, hypothesis)[0]} reason: {reason}", [("label", label)]
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 def encode_example(tokenizer, format, example, explanation=0, max_source=512, max_target=256):
@@ -492,7 +561,7 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     if folder.is_dir():
         return {task: Encoded(folder / task) for task in tasks}
     examples, part = islice(source if given else stream_examples(source, split), limit or None), Path(f"{folder}.{os.getpid()}")
-    wanted, ends, read, kept = {part for task in tasks for part in FORMATS[task].parts}, dict.fromkeys(tasks, 0), 0, 0
+    wanted, ends, read, kept = set().union(*(FORMATS[task].needs for task in tasks)), dict.fromkeys(tasks, 0), 0, 0
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     with tqdm(desc="encoding", unit="row", disable=None) as bar:

@@ -63,7 +63,7 @@ class Config:
     data: str = "toy"  # names or files, as data.py reads them
     labelled_rows: int = 0  # training rows whose labels and reasons may be used; 0: all
     explanations: int = 0  # of a row's explanations that are learnt; 0: all
-    format: str = "multitask"  # multitask (predict + explain) | predict | label_then_rationale | rationale_then_label | instruction
+    format: str = "multitask"  # multitask (predict + explain) | simulate (simulate_input, _reason, _both) | predict | label_then_rationale | …
     max_source: int = 128  # tokens; longer sources are cut
     max_target: int = 64  # tokens; longer targets are cut
     # the losses: label_weight * CE(label) + rationale_weight * CE(reason) + kd_weight * divergence from the teacher
@@ -99,7 +99,7 @@ class Config:
 
     def __post_init__(self):
         legal = {"kd_loss": KINDS, "dtype": ("auto", "float32", "bfloat16"), "teacher_mix": ("fixed", "confidence"),
-                 "teacher_writes": ("none", "rest", "all"), "format": ("multitask", *(f for f in FORMATS if f != "explain"))}  # fmt: skip
+                 "teacher_writes": ("none", "rest", "all"), "format": (*TASKS, *(name for name, f in FORMATS.items() if "label" in f.parts))}  # fmt: skip
         for text, holds, keys in (
             *((", ".join(values), values.__contains__, key) for key, values in legal.items()),
             ("at least 1", lambda x: x >= 1, "batch_size grad_accumulation max_steps log_every eval_every save_every eval_rows max_source max_target "
@@ -586,7 +586,7 @@ def train(config, origin):
                  **told, seconds=seconds)  # fmt: skip
         if step % config.eval_every == 0 or step == config.max_steps:
             apprentice = Apprentice(trainer.student, tokenizer, config.format, config.max_source, config.max_target)
-            answers = apprentice.answer([(e.premise, e.hypothesis) for e in held_out])
+            answers = apprentice.answer([(e.premise, e.hypothesis) for e in held_out], rationales=[(*e.explanations, "")[0] for e in held_out])
             accuracy = sum(a.label == e.label for a, e in zip(answers, held_out, strict=True)) / len(held_out)
             shown = [f"\n    {e.premise} | {e.hypothesis}\n    {e.label} -> {a.label}: {a.rationale}" for e, a in list(zip(held_out, answers, strict=True))[:3]]
             note(f"validation accuracy {accuracy:.1%} on {len(held_out)} rows{', the best so far' * (accuracy >= best)}" + "".join(shown),

@@ -3,6 +3,7 @@
 The tests under APPRENTICE_REAL (a folder with data/esnli/esnli_dev.csv and t5/spiece.model) compare with the real vocabulary.
 """
 import csv
+import doctest
 import hashlib
 import http.server
 import json
@@ -567,7 +568,13 @@ def test_real_dev_split():
 
 # ---- formats
 
+SIMULATE = ("simulate_input", "simulate_reason", "simulate_both")
 EXAMPLE = Example("e1", "A spaniel naps.", "A dog rests.", "entailment", ("A spaniel is a dog.", "Napping is resting."))
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    found = doctest.testmod(data)
+    assert found.attempted >= len(FORMATS) and not found.failed
 
 
 def test_formats_write_what_they_say():
@@ -576,12 +583,14 @@ def test_formats_write_what_they_say():
     assert FORMATS["explain"].render(EXAMPLE, 1) == (f"explain: {pair}", "Napping is resting.")
     assert FORMATS["label_then_rationale"].render(EXAMPLE) == (f"judge: {pair}", "entailment explanation: A spaniel is a dog.")
     assert FORMATS["rationale_then_label"].render(EXAMPLE) == (f"reason: {pair}", "A spaniel is a dog. answer: entailment")
+    assert FORMATS["simulate_both"].render(EXAMPLE, 1) == (f"guess: {pair} reason: Napping is resting.", "entailment")
     sources = {FORMATS["instruction"].render(Example(str(i), "P.", "H.", "neutral"))[0] for i in range(100)}
-    assert len(sources) == len(data.INSTRUCTIONS) and all("P." in text and "H." in text and "OPTIONS: - yes" in text for text in sources)
+    assert len(sources) == len(data.WORDINGS) and all("P." in text and "H." in text and "OPTIONS: - yes" in text for text in sources)
     assert FORMATS["instruction"].render(EXAMPLE) == FORMATS["instruction"].render(EXAMPLE)
     assert {format.name: format.parts for format in FORMATS.values()} == {
         "predict": ("label",), "explain": ("rationale",), "label_then_rationale": ("label", "rationale"),
-        "rationale_then_label": ("rationale", "label"), "instruction": ("label",)}
+        "rationale_then_label": ("rationale", "label"), "instruction": ("label",), **dict.fromkeys(SIMULATE, ("label",))}
+    assert FORMATS["predict"].needs == {"label"} and FORMATS["simulate_both"].needs == {"label", "rationale"}, "a shown reason must be there"
     asking = Example("", "p", "h", None)
     assert all(format.render(asking)[1] == "" for format in FORMATS.values()), "an unlabelled pair without a reason has no target"
 
@@ -636,7 +645,7 @@ def test_label_tokens_in_token_space(tokenizer, name):
         if row.label:
             parts = FORMATS[name].parts
             marked = [token for token, flag in zip(target, flags, strict=True) if flag]
-            word = data.OPTIONS[LABELS.index(row.label)] if name == "instruction" else row.label
+            word = FORMATS[name].words[LABELS.index(row.label)] if name == "instruction" else row.label
             label = tokenizer.encode(word)[:-1] if "label" in parts else []
             assert marked == label + [1] * (parts[-1] == "label")
 

@@ -1,4 +1,5 @@
 """model.py: the architecture against its definition, the weight files against damage, the hub against a server on loopback."""
+import doctest
 import json
 import math
 import struct
@@ -15,6 +16,11 @@ def small(tied=False, seed=0, **kw):
     torch.manual_seed(seed)
     return T5(T5Config(vocab_size=50, d_model=24, d_kv=8, d_ff=32, num_layers=2, num_heads=2, tie_word_embeddings=tied,
                        feed_forward_proj="relu" if tied else "gated-gelu", **kw)).eval()
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    found = doctest.testmod(m)
+    assert found.attempted and not found.failed
 
 
 def test_zero_head_gives_ln_v_and_padding_changes_nothing():
