@@ -272,15 +272,15 @@ class Apprentice:
         known = {k: settings[k] for k in ("format", "max_source", "max_target") if k in settings}
         return cls(model, tokenizer, **known, run=run)
 
-    def answer(self, pairs, num_beams=1, progress=False, rationales=None):
+    def answer(self, pairs, num_beams=1, progress=False, rationales=None, **how):
         """[(premise, hypothesis), …] -> [Answer, …] in the same order; of several tasks that name a label the last counts. Pairs of like
-        length are answered together. rationales: the reasons (N texts) that a simulator is shown."""
+        length are answered together. rationales: the reasons (N texts) that a simulator is shown; how: more options of `generate`."""
         examples = [Example(str(i), *pair, None, (reason,)) for i, (pair, reason) in enumerate(zip(pairs, rationales or [""] * len(pairs), strict=True))]
         labels, rationales, texts = [None] * len(pairs), [""] * len(pairs), [[] for _ in pairs]
         tasks = TASKS.get(self.format, (self.format,))
         with tqdm(total=len(pairs) * len(tasks), desc="answering", unit="text", disable=not progress) as bar:
             for task in tasks:
-                for i, text in self.write(FORMATS[task], examples, num_beams, bar):
+                for i, text in self.write(FORMATS[task], examples, bar, num_beams, **how):
                     texts[i].append(text)
                     label, rationale = FORMATS[task].parse(text)
                     if "label" in FORMATS[task].parts:
@@ -344,14 +344,14 @@ class Apprentice:
             scores[here] = sums.view(-1, 3).log_softmax(-1).cpu()
         return scores
 
-    def write_rationales(self, path, examples, source, num_beams=1):
-        """Answer the examples into a rationale file: a line a row, with `source` for who says so."""
-        answers = self.answer([(e.premise, e.hypothesis) for e in examples], num_beams=num_beams, progress=True)
+    def write_rationales(self, path, examples, source, **how):
+        """Answer the examples into a rationale file: a line a row, with `source` for who says so; how: as `answer` takes it."""
+        answers = self.answer([(e.premise, e.hypothesis) for e in examples], progress=True, **how)
         lines = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": a.label, "rationale": a.rationale, "source": source}
                  for e, a in zip(examples, answers, strict=True)]  # fmt: skip
         replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
-    def write(self, format, examples, num_beams, bar):
+    def write(self, format, examples, bar, num_beams=1, **how):
         """Yields (row, text written for it), the longest sources first, so that memory that suffices once suffices to the end."""
         rows = [encode_example(self.tokenizer, format, e, 0, self.max_source, self.max_target) for e in examples]
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
@@ -359,7 +359,7 @@ class Apprentice:
             size = max(1, BUDGET // (num_beams * (len(rows[order[0]][0]) + self.max_target)))
             here, order = order[:size], order[size:]
             batch = collate([rows[i] for i in here]).to(self.model.shared.weight.device)
-            written = generate(self.model, batch.source, batch.source_mask, max_new_tokens=self.max_target, num_beams=num_beams)
+            written = generate(self.model, batch.source, batch.source_mask, max_new_tokens=self.max_target, num_beams=num_beams, **how)
             for i, ids in zip(here, written, strict=True):
                 yield i, self.tokenizer.decode(ids)
             bar.update(len(here))

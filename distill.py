@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import runpy
 import shutil
@@ -29,6 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
@@ -37,6 +39,8 @@ import evaluate
 from apprentice import EOS, TASKS, Apprentice, LoRA, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
 from model import SIZES, T5, fetch, product, replace_file
+
+WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
 
 @dataclass(frozen=True)
 class Config:
@@ -57,19 +61,24 @@ class Config:
     top_k: int = 64
     teacher_writes: str = "none"  # none | rest | all: it labels and explains the rows beyond labelled_rows, or all in people's place
     teacher_beams: int = 1  # of that writing
+    teacher_temperature: float = 0.0  # above 0: it draws its words instead, from its logits divided by this
     on_policy: float = 0.0  # share of updates in which the student writes, and the teacher judges every word (GKD)
     other_labels: float = 1.0  # how much a teacher's words count where its label is not gold; 0 drops them
     # what it learns from
     data: str = "toy"  # names or files, as data.py reads them
     labelled_rows: int = 0  # training rows whose labels and reasons may be used; 0: all
     explanations: int = 0  # of a row's explanations that are learnt; 0: all
+    hypothesis_only: float = 0.0  # rows added against shortcuts, as a share: a hypothesis without its premise, which is neutral
+    word_dropout: float = 0.0  # share of a source's tokens left out, others each time
     format: str = "multitask"  # multitask (predict + explain) | simulate (simulate_input, _reason, _both) | predict | label_then_rationale | …
     max_source: int = 128  # tokens; longer sources are cut
     max_target: int = 64  # tokens; longer targets are cut
-    # the losses: label_weight * CE(label) + rationale_weight * CE(reason) + kd_weight * divergence from the teacher
+    # the losses: label_weight * CE(label) + rationale_weight * CE(reason) + kd_weight * divergence from the teacher + hidden_weight * MSE
     label_weight: float = 1.0
     rationale_weight: float = 1.0
     kd_weight: float = 0.0  # above 0 needs a teacher with the same vocabulary
+    hidden_weight: float = 0.0  # of the distance of hidden states from a live teacher's, layer by layer (TinyBERT)
+    schedule: str = ""  # weights that move evenly to another value until the last step: "kd_weight:0 label_weight:2"
     kd_loss: str = "forward_kl"  # forward_kl | reverse_kl | jsd | skew_forward_kl | skew_reverse_kl | tvd | soft_ce: see KINDS below
     kd_beta: float = 0.5  # of jsd: towards 0 nearer to forward, towards 1 to reverse KL
     kd_skew: float = 0.1  # of the skewed divergences: the share mixed in
@@ -106,21 +115,23 @@ class Config:
              "teacher_beams top_k"),
             ("above 0", lambda x: x > 0, "temperature lr grad_clip lora_alpha"),
             ("below 2**63", lambda x: x < 2**63, "seed"),
-            ("from 0 to 1", lambda x: 0 <= x <= 1, "on_policy other_labels kd_beta label_smoothing"),
+            ("from 0 to 1", lambda x: 0 <= x <= 1, "on_policy other_labels kd_beta label_smoothing hypothesis_only"),
+            ("from 0 to below 1", lambda x: 0 <= x < 1, "word_dropout"),
             ("between 0 and 1", lambda x: 0 < x < 1, "kd_skew"),
+            (f'texts such as "kd_weight:0.5", of {", ".join(WEIGHTS)}',
+             lambda x: all(re.fullmatch(rf"({'|'.join(WEIGHTS)}):\d*\.?\d+", part) for part in x.split()), "schedule"),
             ("0 or more, and finite", lambda x: 0 <= x < math.inf, " ".join(k for k, v in asdict(self).items() if isinstance(v, (int, float)))),
         ):  # fmt: skip
             for key in keys.split():
                 if not holds(getattr(self, key)):
                     raise DataError(f"{key} is {getattr(self, key)!r}; it can be {text}")
         for wrong, why in (
-            (self.label_weight + self.rationale_weight + self.kd_weight == 0,
-             "label_weight, rationale_weight and kd_weight are all 0: there is nothing to learn from"),
+            (not self.uses(*WEIGHTS), f"{', '.join(WEIGHTS)} are all 0: there is nothing to learn from"),
             ((self.teacher_writes != "none" or self.teacher_cache or self.student == "cut") and not self.teachers(),
              f"teacher_writes={self.teacher_writes}, teacher_cache={self.teacher_cache!r}, student={self.student}: a T5 is needed as the teacher"),
-            (self.on_policy and not self.kd_weight, f"on_policy={self.on_policy}: the teacher judges the student's words by kd_weight, which is 0"),
-            (self.teacher_cache and (self.on_policy or self.teacher_mix == "confidence"),
-             "teacher_cache holds the likeliest words at the data's own targets; on_policy and teacher_mix=confidence need the teacher live"),
+            (self.on_policy and not self.uses("kd_weight"), f"on_policy={self.on_policy}: the teacher judges the student's words by kd_weight, which is 0"),
+            (self.teacher_cache and (self.on_policy or self.word_dropout or self.teacher_mix == "confidence" or self.uses("hidden_weight")),
+             "teacher_cache holds the likeliest words at the data's own rows; on_policy, word_dropout, hidden_weight and teacher_mix=confidence need it live"),
             (self.student_layers and self.student not in (*SIZES, "cut") or self.student_width and self.student not in SIZES,
              f"student_layers shapes a size or cut, student_width a size; student is {self.student!r}"),
             (any(weight == 0 for _, weight in self.teachers()), f"teacher={self.teacher}: a weight is 0; leave that teacher out"),
@@ -129,6 +140,15 @@ class Config:
         ):  # fmt: skip
             if wrong:
                 raise DataError(why)
+
+    def weights(self, share):
+        """{weight: its value when `share` (0 to 1) of the updates are done}"""
+        ends = dict(part.split(":") for part in self.schedule.split())
+        return {k: getattr(self, k) + share * (float(ends.get(k, getattr(self, k))) - getattr(self, k)) for k in WEIGHTS}
+
+    def uses(self, *names):
+        """Is one of these weights ever above 0?"""
+        return any(self.weights(share)[k] > 0 for share in (0, 1) for k in names)
 
     def teachers(self, files=False):
         """[(name, weight)] of the T5 teachers, or of the rationale files: "A@2+B" -> [("A", 2.0), ("B", 1.0)]"""
@@ -286,16 +306,30 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
 
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
 
+@contextlib.contextmanager
+def block_states(model, wanted=True):
+    """Yields {"encoder": [], "decoder": []}; what the model's blocks give meanwhile, (B, T, d) each, is appended there if it is wanted."""
+    states, hooks = {"encoder": [], "decoder": []}, []
+    for name, found in states.items():
+        hooks += [b.register_forward_hook(lambda *args, found=found: found.append(args[2])) for b in getattr(model, name).blocks if wanted]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
 class LiveTeacher:
-    """A T5 that is asked. Called with a batch and its valid tokens (B, T), it returns words(rows) -> logits of these of the N tokens."""
+    """A T5 that is asked. Called with a batch and its valid tokens (B, T), it returns words(rows) -> logits of these of the N tokens, and
+    keeps its hidden states where they are learnt from."""
 
     def __init__(self, model, config, vocab_size):
         self.model = model.to(config.torch_device, torch.bfloat16 if config.bf16 else None).eval().requires_grad_(False)
-        self.head = self.model.head[:vocab_size]
+        self.head, self.watched = self.model.head[:vocab_size], config.uses("hidden_weight")
 
     @torch.inference_mode()
     def __call__(self, batch, valid):
-        hidden = self.model.decode(T5.shift_right(batch.labels), self.model.encode(batch.source, batch.source_mask), batch.source_mask)[valid]
+        with block_states(self.model, self.watched) as self.states:
+            hidden = self.model.decode(T5.shift_right(batch.labels), self.model.encode(batch.source, batch.source_mask), batch.source_mask)[valid]
         return torch.no_grad()(lambda rows: product(hidden[rows], self.head))  # (N, d) is kept, (N, V) never made
 
 class CachedTeacher:
@@ -341,8 +375,9 @@ class Trainer:
     def __init__(self, student, teachers, config, vocab_size=None):
         c = self.config = config
         self.device, self.steps, self.student = c.torch_device, 0, student.to(c.torch_device).train()
-        if c.kd_weight and not teachers:
-            raise DataError(f"kd_weight is {c.kd_weight}, but there is no teacher to learn from")
+        self.asks = c.uses("kd_weight", "hidden_weight")
+        if self.asks and not teachers:
+            raise DataError(f"kd_weight is {c.kd_weight}, hidden_weight {c.hidden_weight}, but there is no teacher to learn from")
         self.vocab_size = vocab_size or min(m.config.vocab_size for m in (student, *teachers))  # rows of the heads behind it are padding, no words
         self.teachers = [LiveTeacher(t, c, self.vocab_size) if isinstance(t, T5) else t for t in teachers]
         self.names, weights = zip(*(c.teachers() or [(str(i), 1.0) for i in range(len(teachers))] or [("", 1.0)]), strict=True)
@@ -351,7 +386,10 @@ class Trainer:
         chosen = learning_parameters(student, c.train_only, matrices=c.lora_rank > 0)
         self.lora = LoRA(list(chosen.values()), c.lora_rank, c.lora_alpha) if c.lora_rank else None
         self.learning = [*self.lora.A, *self.lora.B] if self.lora else list(chosen.values())
-        groups = [{"params": [p for p in self.learning if (p.dim() > 1) == matrix], "weight_decay": c.weight_decay * matrix} for matrix in (True, False)]
+        d, widths = student.config.d_model, [t.model.config.d_model for t in self.teachers if c.uses("hidden_weight")]
+        self.projections = nn.ModuleList(nn.Linear(d, width, bias=False) if width != d else nn.Identity() for width in widths).to(self.device)
+        self.moving = [*self.learning, *self.projections.parameters()]
+        groups = [{"params": [p for p in self.moving if (p.dim() > 1) == matrix], "weight_decay": c.weight_decay * matrix} for matrix in (True, False)]
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99), fused=True)
 
     def step(self, micro_batches):
@@ -368,12 +406,13 @@ class Trainer:
         totals = [sum((n * (x == part)).sum() for n, x in zip(counts, is_label, strict=True)) for part in (False, True)]  # of reasons, of labels
         shares = [n / torch.where(x, totals[1], totals[0]) for n, x in zip(counts, is_label, strict=True)]  # of a token in its part's mean
         parts = max(sum(int(total > 0) for total in totals), 1)
+        self.weights, self.sources = c.weights(self.steps / max(c.max_steps - 1, 1)), sum(b.source_mask.sum() for b in batches)
         lr = c.lr * min((self.steps + 1) / max(c.warmup_steps, 1), max(c.max_steps - self.steps, 1) / max(c.max_steps - c.warmup_steps, 1), 1.0)
         self.optimizer.param_groups[0]["lr"] = self.optimizer.param_groups[1]["lr"] = lr
         told = [self.backward(*each, parts, own) for each in zip(batches, valid, is_label, shares, strict=True)]
         if self.lora:
             self.lora.pull()
-        norm = torch.nn.utils.clip_grad_norm_(self.learning, c.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.moving, c.grad_clip)
         if not torch.isfinite(norm):
             raise DataError(f"step {self.steps + 1}: the gradient is not finite; try a lower lr than {c.lr}")
         self.optimizer.step()
@@ -388,29 +427,46 @@ class Trainer:
     def backward(self, batch, valid, is_label, share, parts, own):
         """Gradients of one micro-batch -> {"loss" and its parts: scalar}. valid (B, T) bool; is_label, share (N,): of each valid token,
         whether it belongs to the label and how much it counts in the mean of its part; parts: how many of the two there are."""
-        c, target, y = self.config, T5.shift_right(batch.labels), batch.labels[valid]
-        weight = share * torch.where(is_label, c.label_weight, c.rationale_weight) * (not own)
-        with self.autocast:
+        c, w, target, y = self.config, self.weights, T5.shift_right(batch.labels), batch.labels[valid]
+        weight = share * torch.where(is_label, w["label_weight"], w["rationale_weight"]) * (not own)
+        with self.autocast, block_states(self.student, c.uses("hidden_weight")) as states:
             hidden = self.student.decode(target, self.student.encode(batch.source, batch.source_mask), batch.source_mask)[valid]  # (N, d)
-        taught = [teacher(batch, valid) for teacher in self.teachers] if c.kd_weight else []
+        taught = [teacher(batch, valid) for teacher in self.teachers] if self.asks else []
         trust = self.trust(taught, y, valid) * share / parts  # (teachers, N): added up over all tokens 1
         told = torch.zeros(1 + len(taught), len(y), device=self.device)  # cross-entropy, divergence from each teacher
 
         def losses(logits, rows):
             told[0, rows] = (ce := F.cross_entropy(logits.float(), y[rows], reduction="none", label_smoothing=c.label_smoothing)).detach()
             total = (ce * weight[rows]).sum()
-            for i, words in enumerate(taught):
+            for i, words in enumerate(taught if w["kd_weight"] else ()):
                 kd = token_divergence(logits, words(rows), c.kd_loss, c.temperature, c.kd_beta, c.kd_skew)
                 told[1 + i, rows] = kd.detach()
-                total = total + c.kd_weight * (kd * trust[i, rows]).sum()
+                total = total + w["kd_weight"] * (kd * trust[i, rows]).sum()
             return [total]
 
         with self.autocast:
             loss = ChunkedHead.apply(hidden, self.student.head[: self.vocab_size], losses, (1.0,)).sum()
+        apart = self.hidden_distance(states, batch.source_mask, valid, share / parts) if states["encoder"] else loss.new_zeros(())
+        loss = loss + w["hidden_weight"] * apart
         loss.backward()
         ce, kd = told[0] * share, told[1:]
         found = {"loss": loss.detach(), "label": ce[is_label].sum(), "rationale": ce[~is_label].sum(), "kd": (kd * trust[: len(kd)]).sum()}
+        found |= {"hidden": apart.detach()} if states["encoder"] else {}
         return found | {f"kd {name}": (one * share).sum() / parts for name, one in zip(self.names, kd, strict=False) if len(kd) > 1}
+
+    def hidden_distance(self, states, source_mask, valid, share):
+        """How far the student's hidden states are from its teachers', layer by layer -> scalar, the mean over layers and the window's tokens
+        (Jiao et al. 2020, TinyBERT, arXiv 1909.10351, equation 8): the squared difference of states, the student's through a learnt matrix
+        where widths differ. Its layer m of M learns from layer m N / M of N. T5 norms states only where they are read: here both sides are."""
+        total, trust = 0.0, self.teacher_weights / self.teacher_weights.sum()
+        for teacher, much, projection in zip(self.teachers, trust, self.projections, strict=True):
+            for stack, mask, weight in (("encoder", source_mask, 1 / self.sources), ("decoder", valid, share)):
+                mine, theirs = states[stack], teacher.states[stack]
+                for m, state in enumerate(mine, 1):
+                    sides = projection(state[mask].float()), theirs[round(m * len(theirs) / len(mine)) - 1][mask].float()
+                    a, b = (F.rms_norm(x, x.shape[-1:]) for x in sides)
+                    total = total + much * ((a - b).square().mean(-1) * weight).sum() / len(mine) / 2
+        return total
 
     def trust(self, taught, y, valid):
         """How much each teacher's word counts at each token, (teachers, N), 1 in sum: fixed weights, or weights times the likelihood that
@@ -433,13 +489,14 @@ class Trainer:
     def state_dict(self):
         """All that going on needs, in plain tensors and numbers."""
         cuda = torch.cuda.get_rng_state() if str(self.device).startswith("cuda") else torch.empty(0)
-        return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict(), "steps": self.steps,
-                "lora": [x.detach() for x in self.lora.state] if self.lora else [], "random": torch.get_rng_state(), "cuda": cuda}  # fmt: skip
+        return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict(), "projections": self.projections.state_dict(),
+                "lora": [x.detach() for x in self.lora.state] if self.lora else [], "steps": self.steps, "random": torch.get_rng_state(), "cuda": cuda}
 
     def load_state_dict(self, state):
         """Go on from what state_dict gave."""
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.projections.load_state_dict(state["projections"])
         self.steps = state["steps"]
         for mine, saved in zip(self.lora.state if self.lora else [], state["lora"], strict=True):
             mine.data.copy_(saved)
@@ -479,12 +536,19 @@ def lessons(config, teachers):
     """[(examples, or the name of a data set, how much each counts)]: people's rows, a T5 teacher's own words (Kim & Rush 2016, arXiv
     1606.07947), rationale files. What these say of held-out premises is left out; where their label is not gold they count other_labels."""
     found, files = [(config.data, 1.0)] if config.teacher_writes != "all" else [], config.teachers(files=True)
+    if config.hypothesis_only:
+        rows = read_examples(config.data, "train", config.labelled_rows)
+        rows = random.Random(config.seed).sample(rows, round(config.hypothesis_only * len(rows)))
+        found.append(([replace(e, premise="", label="neutral", explanations=("nothing is known.",)) for e in rows], 1.0))
     if config.teacher_writes != "none":
         path, examples = config.folder / "teacher.jsonl", read_examples(config.data, "train")
         examples = examples if config.teacher_writes == "all" else examples[config.labelled_rows or len(examples) :]
         if not path.is_file():
             print(f"{teachers[0]} labels and explains {len(examples):,} pairs")
-            Apprentice.load(teachers[0], device=config.torch_device).write_rationales(path, examples, str(teachers[0]), config.teacher_beams)
+            how = {"num_beams": config.teacher_beams}
+            if T := config.teacher_temperature:
+                how |= {"do_sample": True, "temperature": T, "generator": torch.Generator(config.torch_device).manual_seed(config.seed)}
+            Apprentice.load(teachers[0], device=config.torch_device).write_rationales(path, examples, str(teachers[0]), **how)
         files.append((path, 1.0))
     if files:
         gold = {(e.premise, e.hypothesis): e.label for e in read_examples(config.data, "train", config.labelled_rows)}
@@ -496,7 +560,13 @@ def lessons(config, teachers):
         print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them to held-out premises (left out), "
               f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")  # fmt: skip
         found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]
+    if not found:
+        raise DataError(f"none of what {config.teacher} says can be learnt: no label is named, or none that counts")
     return found
+
+def thinned(source, target, label_tokens, share):
+    """A row whose source has lost a share of its tokens, but not </s>."""
+    return (source[(torch.rand(len(source)) >= share).index_fill_(0, torch.tensor(len(source) - 1), True).numpy()] if share else source), target, label_tokens
 
 def prepare(config):
     """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batches_of(row numbers), validation examples)"""
@@ -515,9 +585,9 @@ def prepare(config):
     rows = {task: ConcatDataset([group[task] for group, _ in groups]) for task in tasks}
     weights = torch.cat([torch.full((len(group[tasks[0]]),), weight) for group, weight in groups])
     asked, vocabulary = [], (config.folder / "spiece.model").read_bytes()
-    for (name, _), folder in zip(config.teachers(), teachers, strict=True) if config.kd_weight else ():
+    for (name, _), folder in zip(config.teachers(), teachers, strict=True) if config.uses("kd_weight", "hidden_weight") else ():
         if (folder / "spiece.model").read_bytes() != vocabulary:
-            raise DataError(f"teacher {name} has another vocabulary than the student: set kd_weight=0 and teacher_writes=all (or rest)")
+            raise DataError(f"teacher {name} has another vocabulary than the student: set kd_weight and hidden_weight to 0 and teacher_writes to all or rest")
         ask = functools.partial(lambda folder: LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size), folder)
         if config.teacher_cache:
             files = [f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
@@ -532,7 +602,7 @@ def prepare(config):
         raise DataError(f"{config.data} has no labelled validation rows, which choose the weights to keep")
 
     def batches_of(chosen):
-        found = [[rows[task][i] for i in chosen] for task in tasks]
+        found = [[thinned(*rows[task][i], config.word_dropout) for i in chosen] for task in tasks]
         return [replace(collate(part, [digest(*row[:2]) for row in part] if config.teacher_cache else ()), weights=weights[chosen]) for part in found]
 
     return trainer, tokenizer, np.concatenate([part.lengths for part in rows[tasks[-1]].datasets]), batches_of, held_out
@@ -603,6 +673,20 @@ def train(config, origin):
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # it is needed no more
     return folder
 
+def check(config, trail=()):
+    """Raises DataError for what can be seen to fail before anything is trained, in the configs of its teachers and student too."""
+    check_device(config.torch_device)
+    if config.uses("kd_weight", "hidden_weight") and not config.teachers():
+        raise DataError(f"kd_weight={config.kd_weight}, hidden_weight={config.hidden_weight} of {config.name} need a T5 as the teacher; "
+                        f"teacher is {config.teacher!r}")  # fmt: skip
+    if config.student in SIZES:
+        with torch.device("meta"):
+            learning_parameters(sized(config.student, 200, config.student_layers, config.student_width), config.train_only, config.lora_rank > 0)
+    for name in (name for name in (*(name for name, _ in config.teachers()), config.student) if name.endswith(".py")):
+        if name in trail:
+            raise DataError(f"{' needs '.join((*trail, name))}: which of them is to be trained first?")
+        check(Config(**{"name": Path(name).stem, **read_config(name), "device": config.device}), (*trail, name))
+
 def main(argv=None):
     """Teachers, students, table."""
     argv = sys.argv[1:] if argv is None else argv
@@ -616,11 +700,10 @@ def main(argv=None):
     for data in configs[-1].tests.split():
         read_examples(data, "test", 1)
     for config in configs:
-        check_device(config.torch_device)
-        if config.kd_weight and not config.teachers():
-            raise DataError(f"kd_weight={config.kd_weight} of {config.name} needs a T5 as its teacher; teacher is {config.teacher!r}")
+        check(config)
     for config in configs:
-        before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), config.student) if name.endswith(".py")]
+        start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
+        before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)]
         folders += [f for f in (*before, train(config, origin)) if f not in folders]
     for data in configs[-1].tests.split() or [configs[-1].data]:
         with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report

@@ -257,7 +257,8 @@ def first_lessons(parts, count=2):
     return [batch for i in range(count) for batch in parts[3](list(range(8 * i, 8 * i + 8)))]
 
 
-TEACHERS = {"one": "a", "two, fixed": "a@3+b", "two, by confidence": "a+b", "cached": "a", "on policy": "a", "and a file": "a+words.jsonl"}
+TEACHERS = {"one": "a", "hidden states": "a@2+b", "two, fixed": "a@3+b", "two, by confidence": "a+b", "cached": "a", "on policy": "a",
+            "and a file": "a+words.jsonl"}  # fmt: skip
 STUDENTS = {"size": dict(student="nano"), "shape": dict(student="nano", student_layers=1, student_width=32), "cut": dict(student="cut", student_layers=2),
             "folder": dict(student="b"), "selective": dict(student="b", train_only="last1|norm"), "LoRA": dict(student="b", lora_rank=2)}  # fmt: skip
 
@@ -266,7 +267,8 @@ STUDENTS = {"size": dict(student="nano"), "shape": dict(student="nano", student_
 @pytest.mark.parametrize("teacher", TEACHERS)
 def test_every_loss_with_every_teacher_and_student(world, tmp_path, teacher, student):
     chosen = {k: str(world / v) if v == "b" else v for k, v in STUDENTS[student].items()}
-    extra = {"cached": {"teacher_cache": str(tmp_path / "cache")}, "on policy": {"on_policy": 1.0}, "two, by confidence": {"teacher_mix": "confidence"}}
+    extra = {"hidden states": {"hidden_weight": 0.5, "schedule": "kd_weight:0.5"}, "cached": {"teacher_cache": str(tmp_path / "cache")},
+             "on policy": {"on_policy": 1.0}, "two, by confidence": {"teacher_mix": "confidence"}}  # fmt: skip
     names = "+".join(str(world / name) for name in TEACHERS[teacher].split("+"))
     parts = prepare(settings(world, tmp_path, teacher=names, kd_weight=1.0, lr=2e-3, max_target=12, format="label_then_rationale", **chosen,
                              **extra.get(teacher, {})))  # fmt: skip
@@ -280,17 +282,19 @@ def test_every_loss_with_every_teacher_and_student(world, tmp_path, teacher, stu
 
 
 def test_illegal_combinations_say_why(world, tmp_path):
-    with pytest.raises(DataError, match="another vocabulary.*kd_weight=0 and teacher_writes"):
+    with pytest.raises(DataError, match="another vocabulary.*hidden_weight to 0 and teacher_writes"):
         prepare(settings(world, tmp_path, teacher=str(world / "c"), kd_weight=1.0))
     with pytest.raises(DataError, match="student_layers is 5, but the teacher has 3"):
         prepare(settings(world, tmp_path, teacher=str(world / "a"), student="cut", student_layers=5))
     with pytest.raises(DataError, match="names no parameter"):
         prepare(settings(world, tmp_path, train_only="nowhere"))
     for bad in (dict(on_policy=0.5), dict(student="x/y", student_width=8), dict(student="x/y", student_layers=2), dict(label_weight=0.0, rationale_weight=0.0),
-                dict(teacher_cache="x", on_policy=0.5, kd_weight=1.0)):  # fmt: skip
+                dict(teacher_cache="x", on_policy=0.5, kd_weight=1.0), dict(teacher_cache="x", hidden_weight=1.0, teacher="a"),
+                dict(teacher_cache="x", word_dropout=0.1, kd_weight=1.0, teacher="a"), dict(schedule="kd:1"), dict(hypothesis_only=2.0),
+                dict(word_dropout=1.0)):  # fmt: skip
         with pytest.raises(DataError, match=next(iter(bad))):
             Config(**bad)
-    with pytest.raises(DataError, match="needs a T5 as its teacher"):
+    with pytest.raises(DataError, match="need a T5 as the teacher"):
         main(["configs/tiny_teacher.py", "--kd_weight=1", f"--teacher={world / 'words.jsonl'}"])
 
 
@@ -387,6 +391,85 @@ def test_teachers_are_mixed_by_weight_or_by_how_well_each_foretells_the_example(
             want += sum((kl[k] * torch.tensor(weights[k])[:, None])[part].sum().item() for k in range(2)) / part.sum().item() / 2
         assert told["kd"] == pytest.approx(want, rel=1e-4), how
         assert told["kd a"] == pytest.approx(sum(kl[0][m].mean().item() for m in (valid & x.label_tokens, valid & ~x.label_tokens)) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_hidden_states_are_matched_layer_by_layer(width):
+    """Against a slow twin that runs the stacks by hand; a student of two layers learns from layers 2 and 4 of four."""
+    def deep(seed, layers, width):
+        torch.manual_seed(seed)
+        return T5(T5Config(vocab_size=30, d_model=width, d_kv=8, d_ff=24, num_layers=layers, num_decoder_layers=layers // 2, num_heads=2, dropout_rate=0.0))
+
+    def states(model, b):
+        found, memory = [], model.encode(b.source, b.source_mask)
+        for stack, tokens, mask in ((model.encoder, b.source, b.source_mask[:, None, None]),
+                                    (model.decoder, T5.shift_right(b.labels), torch.ones(b.labels.shape[1], b.labels.shape[1]).tril().bool())):
+            x, bias = model.shared(tokens), stack.position_bias(tokens.shape[1], tokens.shape[1]).masked_fill(~mask, -math.inf)
+            other = torch.zeros(len(b.source), 1, 1, b.source.shape[1]).masked_fill(~b.source_mask[:, None, None], -math.inf)
+            found.append([])
+            for block in stack.blocks:
+                x = block(x, bias) if stack is model.encoder else block(x, bias, memory, other)
+                found[-1].append(x / x.square().mean(-1, keepdim=True).sqrt() if model is teacher else x)
+        return found
+
+    student, teacher, b = deep(0, 2, 16), deep(1, 4, width), batch(6)
+    config = Config(**SETTINGS | dict(kd_weight=0.0, hidden_weight=0.7))
+    trainer = Trainer(student, [teacher], config)
+    valid, want = b.labels != -100, []
+    for mine, theirs, mask, pairs in zip(states(student, b), states(teacher, b), (b.source_mask, valid), (((0, 1), (1, 3)), ((0, 1),)), strict=True):
+        for m, n in pairs:
+            x = trainer.projections[0](mine[m])
+            gaps = (x / x.square().mean(-1, keepdim=True).sqrt() - theirs[n]).square().mean(-1)
+            parts = (mask,) if mask is b.source_mask else (valid & b.label_tokens, valid & ~b.label_tokens)  # label and reason count alike
+            want.append(sum(gaps[part].mean() for part in parts).item() / len(parts) / len(pairs) / 2)
+    weights = copy.deepcopy(trainer.state_dict())
+    told = trainer.step([b])
+    assert told["hidden"] == pytest.approx(sum(want), rel=1e-4)
+    assert told["loss"] == pytest.approx(told["label"] + 0.5 * told["rationale"] + 0.7 * sum(want), rel=1e-4)
+    after_one = [p.clone() for p in trainer.moving]
+    assert (width == 16) == (not len(list(trainer.projections.parameters())))
+    trainer.load_state_dict(weights)
+    again = trainer.step([rows_of(b, 0, 1), rows_of(b, 2), rows_of(b, 3, 4, 5)])
+    assert again["hidden"] == pytest.approx(told["hidden"], rel=1e-4)
+    for x, y in zip(trainer.moving, after_one, strict=True):
+        torch.testing.assert_close(x, y, atol=2e-4, rtol=1e-3)
+    same = Trainer(copy.deepcopy(teacher), [teacher], config).step([b])
+    assert same["hidden"] == pytest.approx(0, abs=1e-9), "a copy has nothing to learn"
+
+
+def test_words_are_dropped_others_each_time_and_hypotheses_stand_alone(world, tmp_path):
+    whole = prepare(settings(world, tmp_path, name="whole"))[3]([0])[0].source[0].tolist()
+    parts = prepare(settings(world, tmp_path, word_dropout=0.4, hypothesis_only=0.25, format="predict"))
+    seen = [parts[3]([0])[0].source[0].tolist() for _ in range(50)]
+    assert all(row[-1] == 1 and (left := iter(whole)) and all(x in left for x in row) for row in seen), "in order, and </s> stays"
+    assert 0.5 < sum(map(len, seen)) / 50 / len(whole) < 0.7 and len(set(map(tuple, seen))) > 40
+    assert len(parts[2]) == 80 + 20
+    last = prepare(settings(world, tmp_path, name="last", hypothesis_only=0.25, format="predict"))[3](list(range(80, 100)))[0]
+    prefix = parts[1].encode("predict: premise: hypothesis:")[:-1]
+    assert all(row[: len(prefix)].tolist() == prefix for row in last.source)
+    assert {parts[1].decode(row[row >= 0].tolist()) for row in last.labels} == {"neutral"}
+
+
+def test_a_teacher_writes_by_drawing_the_same_words_for_the_same_seed(world, tmp_path):
+    texts, teacher = [], shutil.copytree(world / "a", tmp_path / "teacher")
+    (teacher / "run.json").write_text('{"settings": {"format": "multitask"}}')
+    for name, seed, T in (("x", 1, 1.0), ("y", 1, 1.0), ("z", 2, 1.0), ("greedy", 1, 0.0)):
+        prepare(settings(world, tmp_path, name=name, seed=seed, teacher=str(teacher), teacher_writes="rest", labelled_rows=5, teacher_temperature=T,
+                         data="toy:12", format="rationale_then_label"))  # fmt: skip
+        texts.append((tmp_path / name / "teacher.jsonl").read_text())
+    assert texts[0] == texts[1] and len(set(texts)) == 3
+    with pytest.raises(DataError, match="none of what"):  # random weights name no label
+        prepare(settings(world, tmp_path, name="all", teacher=str(world / "a"), teacher_writes="all", data="toy:12"))
+
+
+def test_configs_that_need_each_other_are_told_before_anything_is_trained(tmp_path):
+    for a, b in ("xy", "yx"):
+        (tmp_path / f"{a}.py").write_text(f"student = 'nano'\nvocabulary = '300'\nteacher = {str(tmp_path / f'{b}.py')!r}\nkd_weight = 1.0\n")
+    with pytest.raises(DataError, match="which of them is to be trained first"):
+        main([str(tmp_path / "x.py"), f"--out_dir={tmp_path / 'out'}"])
+    with pytest.raises(DataError, match="names no parameter"):
+        main(["configs/tiny.py", "--train_only=nowhere", f"--out_dir={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_on_policy_the_student_writes_and_only_the_teacher_judges():
@@ -520,6 +603,10 @@ def test_settings_are_cast_and_checked():
     runs, origin = read_settings(["configs/tiny.py", "--temperature=1,2", "--seed=3"])
     assert [r["temperature"] for r in runs] == [1.0, 2.0] and len({r["name"] for r in runs}) == 2 and origin["seed"] == "command line"
     assert [r["name"] for r in read_settings(["configs/tiny.py", "--name="])[0]] == ["tiny"]
+    config = Config(max_steps=11, kd_weight=1.0, schedule="kd_weight:0 label_weight:3")
+    assert [config.weights(share) for share in (0, 0.5, 1)] == [
+        {"label_weight": a, "rationale_weight": 1.0, "kd_weight": b, "hidden_weight": 0.0} for a, b in ((1, 1), (2, 0.5), (3, 0))]
+    assert Config(kd_weight=0.0, schedule="kd_weight:1").uses("kd_weight") and not Config().uses("kd_weight", "hidden_weight")
     for key, value, says in (("kd_wieght", "1", "did you mean kd_weight"), ("lr", "fast", "not a number"), ("max_steps", "1.5", "not a whole number"),
                              ("baselines", "yes", "in a config file")):  # fmt: skip
         with pytest.raises(DataError, match=says):
