@@ -613,7 +613,7 @@ def train(config, origin):
     if (folder / "run.json").is_file():
         run = read_run(folder)
         was = {**asdict(Config()), **run["settings"]}  # a setting younger than the run stood at its default
-        differ = [k for k in settings if settings[k] != was[k]]
+        differ = [k for k in settings if settings[k] != was[k] and k != "out_dir"]  # a folder may have been moved
         if differ:
             was = f"{folder} holds another run: its {differ[0]} is {was[differ[0]]!r}, not {settings[differ[0]]!r}"
             raise DataError(f"{was}; choose another --name, or delete the folder")
