@@ -26,8 +26,9 @@ import urllib.request
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
+from threading import get_ident
 
 import torch
 import torch.nn as nn
@@ -447,12 +448,12 @@ Answer in two lines: "Reason:" with one short sentence, then "Label:" with one o
 def collect(source, *, out="rationales.jsonl", url="", model="", split="train", limit=0, prompt="", given=False, shots=3, samples=1, seed=0,
             temperature=0.7, max_new_tokens=200, concurrency=8, timeout=60.0, max_requests=0, max_tokens=0):  # fmt: skip
     """Have a model label and explain the examples of a source -> the rows of a rationale file, [{"id", "label", "rationale", …}, …].
-
     `model` answers at url/chat/completions (OpenAI's protocol; its key: $OPENAI_API_KEY); without a url it is a run folder. prompt: a file
     to use for PROMPT; given: tell the label and ask for the reason; shots: examples shown first; samples: replies a row, of which the majority
     counts; max_requests, max_tokens: a budget. A row is on the disk once it is finished and is not asked again; one whose request failed
     is, by the next call. Raises DataError."""
-    out, failures, examples = Path(out), Counter(), {e.id: e for e in read_examples(source, split, limit)}
+    everything = read_examples(source, split, limit)
+    out, failures, examples = Path(out), Counter(), {e.id: e for e in everything}
     out.parent.mkdir(parents=True, exist_ok=True)
     apprentice = None if url else Apprentice.load(model)
     try:
@@ -463,11 +464,9 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
     shown = [e for e in examples.values() if e.label and e.explanations]
     shown = random.Random(seed).sample(shown, min(shots, len(shown)))
-
     def question(e):
         words = {"premise": e.premise, "hypothesis": e.hypothesis, "label": f"It is: {e.label}." if given else ""}
         return {"role": "user", "content": re.sub("{(premise|hypothesis|label)}", lambda found: words[found[1]], template)}
-
     def ask(e):  # -> the row of an example, or a text that says why there is none
         turns = [turn for s in shown if s.premise != e.premise
                  for turn in (question(s), {"role": "assistant", "content": f"Reason: {s.explanations[0]}\nLabel: {s.label}"})]  # fmt: skip
@@ -475,7 +474,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         try:
             answers = apprentice.answer([(e.premise, e.hypothesis)]) if apprentice else []
             replies = [(f"Reason: {a.rationale}\nLabel: {a.label}", "stop", 0) for a in answers]
-            replies = replies or [chat(url, body | {"seed": seed + k}, timeout) for k in range(samples)]
+            replies = replies or [chat(url, body | {"seed": seed + k}, timeout, lines) for k in range(samples)]
         except (OSError, HTTPException) as error:
             if getattr(error, "code", 0) in (401, 403, 404):
                 raise DataError(f"{url}: the server answers {error.code}; check --url, --model and OPENAI_API_KEY") from None
@@ -485,9 +484,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         reason = next((reason for other, reason, fault in found if other == label and not fault), "")
         return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
                 "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}  # fmt: skip
-
-    todo, waiting, requests, tokens = [e for e in examples.values() if e.id not in rows][::-1], set(), 0, 0
-    workers = concurrency if url else 1
+    todo, waiting, lines, workers, requests, tokens = [e for e in examples.values() if e.id not in rows][::-1], set(), {}, concurrency if url else 1, 0, 0
     with open(out, "ab") as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(workers) as pool:
         file.truncate(sum(map(len, done)))
         try:
@@ -511,25 +508,32 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
             pool.shutdown(cancel_futures=True)
     rows = list(rows.values())
     valid, failures = [row for row in rows if row["label"]], failures + Counter(fault for row in rows for fault in row["faults"])
+    failures["not asked: another row has the same id"] += len(everything) - len(examples)
     right, words = [row["label"] == row["gold"] for row in valid if row["gold"]], [len(row["rationale"].split()) for row in valid]
     print(f"{out}: {len(rows):,} of {len(examples):,} rows, {len(valid) / max(1, len(rows)):.1%} of them valid; the label is gold's in "
           f"{sum(right) / max(1, len(right)):.1%} of {len(right):,}; {sum(words) / max(1, len(words)):.1f} words a reason, "
-          f"{sum(row['tokens'] for row in rows):,} tokens; failures: {', '.join(f'{why} {count:,}' for why, count in failures.most_common()) or 'none'}")
+          f"{sum(row['tokens'] for row in rows):,} tokens; failures: {', '.join(f'{why} {count:,}' for why, count in (+failures).most_common()) or 'none'}")
     return rows
 
-def chat(url, body, timeout):
-    """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails."""
+def chat(url, body, timeout, lines):
+    """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails. lines: {thread: the connection it keeps}."""
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
-    request = urllib.request.Request(f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers)
-
+    place = urllib.request.urlsplit(f"{url.rstrip('/')}/chat/completions")
+    line = lines.setdefault(get_ident(), (HTTPSConnection if place.scheme == "https" else HTTPConnection)(place.netloc, timeout=timeout))
     def call():
-        with urllib.request.urlopen(request, timeout=timeout) as reply:
-            try:
-                told = json.load(reply)
-                return told["choices"][0]["message"]["content"] or "", told["choices"][0].get("finish_reason"), (told.get("usage") or {}).get("total_tokens", 0)
-            except (ValueError, LookupError, TypeError):
-                raise ConnectionError("the answer is no chat completion") from None
-
+        try:
+            line.request("POST", place.path, json.dumps(body), headers)
+            reply = line.getresponse()
+            content = reply.read()
+            if reply.status != 200:
+                raise urllib.request.HTTPError(url, reply.status, reply.reason, reply.headers, None)
+            told = json.loads(content)
+            return told["choices"][0]["message"]["content"] or "", told["choices"][0].get("finish_reason"), (told.get("usage") or {}).get("total_tokens", 0)
+        except (ValueError, LookupError, TypeError):
+            raise ConnectionError("the answer is no chat completion") from None
+        except (OSError, HTTPException):
+            line.close()  # the next request opens it anew
+            raise
     return retry(call)
 
 def read_reply(text, finish_reason="stop", given=None):

@@ -48,6 +48,11 @@ def model():
     """A chat server on this machine. .script: {premise: what it does at each try}, else it answers GOOD; .asked: the bodies it got."""
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize, timeout = -1, 5  # a reply is one packet; idle connections end
+
+        def setup(self):
+            super().setup()
+            httpd.connections += 1
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -57,12 +62,11 @@ def model():
                 httpd.keys.add(self.headers["Authorization"])
                 script = httpd.script.get(premise, [])
                 act = script.pop(0) if script else httpd.default
-            if httpd.delay:
-                time.sleep(httpd.delay)
+            time.sleep(httpd.delay)
             if act == "slow":
                 httpd.stop.wait(3)
             if act == "hang up":
-                return self.connection.close()
+                return self.connection.shutdown(2)
             status, text = (act, "no") if isinstance(act, int) else (200, act)
             end = "length" if text.startswith("CUT") else "stop"
             reply = {"choices": [{"message": {"content": text}, "finish_reason": end}], "usage": {"total_tokens": 10}}
@@ -81,6 +85,7 @@ def model():
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads, httpd.handle_error = True, lambda *_: None
     httpd.script, httpd.asked, httpd.keys, httpd.default, httpd.delay, httpd.stop = {}, [], set(), GOOD, 0, threading.Event()
+    httpd.connections = 0
     httpd.url = f"http://127.0.0.1:{httpd.server_port}/v1"
     threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield httpd
@@ -125,7 +130,7 @@ def test_collect_bears_a_server_that_misbehaves(model, tmp_path, monkeypatch, ca
     assert len(model.asked) == before + 2
 
 
-def test_collect_votes_shows_and_tells(model, tmp_path):
+def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     model.script = {"p0": ["Reason: a\nLabel: neutral", "Reason: b\nLabel: entailment", "Reason: c\nLabel: entailment", "none"]}
     source = pairs(tmp_path / "in.jsonl", 9)
     row, = apprentice.collect(source, out=tmp_path / "a.jsonl", url=model.url, model="big", split=None, limit=1, samples=4, seed=5, concurrency=1)
@@ -150,6 +155,10 @@ def test_collect_votes_shows_and_tells(model, tmp_path):
     for wrong in ({"prompt": tmp_path / "absent"}, {"out": prompt}):
         with pytest.raises(DataError, match="cannot be gone on with"):
             apprentice.collect(source, **{"out": tmp_path / "g.jsonl", "url": model.url, "split": None, **wrong})
+    with open(source, "a") as file:
+        file.write(source.read_text().splitlines()[0] + "\n")
+    apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None)
+    assert "failures: not asked: another row has the same id 1\n" in capsys.readouterr().out
     model.default = 401
     with pytest.raises(DataError, match="401; check --url, --model and OPENAI_API_KEY"):
         apprentice.collect(source, out=tmp_path / "e.jsonl", url=model.url, model="big", split=None)
@@ -169,6 +178,7 @@ def test_collecting_survives_a_kill_and_keeps_the_line_busy(model, tmp_path):
     rows = apprentice.collect(source, out=out, url=model.url, model="big", split="train", shots=0)
     seconds, count = time.perf_counter() - start, len(model.asked) - asked
     assert count == len(rows) - len(kept) and len({row["id"] for row in rows}) == len(rows)
+    assert model.connections <= 16, "a worker keeps its connection"
     rate = count / seconds / (8 / 0.05)
     print(f"{rate:.1%} of concurrency / latency")
     assert rate > 0.3, "0.9 and more on a machine that does nothing else"
