@@ -452,8 +452,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     to use for PROMPT; given: tell the label and ask for the reason; shots: examples shown first; samples: replies a row, of which the majority
     counts; max_requests, max_tokens: a budget. A row is on the disk once it is finished and is not asked again; one whose request failed
     is, by the next call. Raises DataError."""
-    everything = read_examples(source, split, limit)
-    out, failures, examples = Path(out), Counter(), {e.id: e for e in everything}
+    out, failures, examples = Path(out), Counter(), {e.id: e for e in (everything := read_examples(source, split, limit))}
     out.parent.mkdir(parents=True, exist_ok=True)
     apprentice = None if url else Apprentice.load(model)
     try:
