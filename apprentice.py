@@ -452,7 +452,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     to use for PROMPT; given: tell the label and ask for the reason; shots: examples shown first; samples: replies a row, of which the majority
     counts; max_requests, max_tokens: a budget. A row is on the disk once it is finished and is not asked again; one whose request failed
     is, by the next call. Raises DataError."""
-    out, failures, examples = Path(out), Counter(), {e.id: e for e in (everything := read_examples(source, split, limit))}
+    out, failures, everything = Path(out), Counter(), read_examples(source, split, limit)
+    examples = {e.id: e for e in everything}
     out.parent.mkdir(parents=True, exist_ok=True)
     apprentice = None if url else Apprentice.load(model)
     try:
@@ -461,8 +462,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         rows = {row["id"]: row for row in map(json.loads, done)}
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
-    shown = [e for e in examples.values() if e.label and e.explanations]
-    shown = random.Random(seed).sample(shown, min(shots, len(shown)))
+    usable = [e for e in examples.values() if e.label and e.explanations]
+    shown = random.Random(seed).sample(usable, min(shots, len(usable)))
     def question(e):
         words = {"premise": e.premise, "hypothesis": e.hypothesis, "label": f"It is: {e.label}." if given else ""}
         return {"role": "user", "content": re.sub("{(premise|hypothesis|label)}", lambda found: words[found[1]], template)}
