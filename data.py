@@ -1,6 +1,7 @@
 """Data: from a file, or from a small made-up world, to padded batches of token ids.
 
-    python data.py [toy | toy-harbour | esnli | FILE]     look at a data set: rows, labels, lengths, what gives labels away   (seconds)
+    python data.py [toy | toy-harbour | esnli | FILE] [--vocabulary=FILE]  look at a data set: rows, labels, lengths (in tokens too, where a
+                                                          spiece.model is named or in the cache), what gives labels away    (a minute)
     python data.py download [esnli] [--out=DIR]           fetch the four official files once                          (about 410 MB)
     python data.py collect --in=FILE --url=URL --model=NAME --out=FILE     have a large model label and explain; --help tells more
 
@@ -154,12 +155,14 @@ def read_examples(name, split=None, limit=0, max_bad=0.01):
     A source is a .csv, .tsv or .jsonl file, "toy" or "toy-harbour" ("toy:5000": so many training rows), "esnli" (fetched once), or a folder
     of e-SNLI's or SNLI's files. A file is split by its column `split` (SICK: SemEval_set), else by `split_of`. "FILE?premise=NAME&labels=NEC"
     names columns, and what labels 0, 1, 2 are: neutral, entailment, contradiction. "a+b" mixes sources, a row of each in turn; "a@0.5" trains
-    on half of its rows, drawn at random, "a@2" on each twice. Unusable rows are set aside in a file with line and reason, and stderr told;
-    where more than `max_bad` of all (or "FILE?max_bad=0.1") are at fault, DataError names the first. The label "-" is no fault."""
-    return list(islice(stream_examples(name, split, max_bad), limit or None))
+    on half of its rows, drawn at random, "a@2" on each twice. "FILE?pairs=SOURCE" reads reasons without sentences, {"id", "entailment",
+    "neutral", "contradiction"}: the pairs and labels are those of the source, by id. Unusable rows are set aside in a file with line and
+    reason, what was mended is counted, and stderr told; where more than `max_bad` of all (or "FILE?max_bad=0.1") are at fault, DataError
+    names the first. The label "-" is no fault."""
+    return [e for _, e in islice(stream_examples(name, split, max_bad), limit or None)]
 
 def stream_examples(name, split=None, max_bad=0.01):
-    """As read_examples, one by one, in memory that does not grow with the file."""
+    """As read_examples, one by one, each with its split, in memory that does not grow with the file."""
     if split not in (None, *SPLITS):
         raise DataError(f"split is {split!r}; legal are {', '.join(SPLITS)}")
     def stream(part, options, weight):
@@ -168,8 +171,8 @@ def stream_examples(name, split=None, max_bad=0.01):
                  for e in toy_examples(int(toy[2]) if toy[2] and own == "train" else TOY_SIZES[own], 0, toy[1] or "park", own)) if toy else
                 ((own or told or split_of(e.premise), e) for path, own in files_of(part, split) for told, e in read_file(path, options, max_bad)))  # fmt: skip
         for own, example in rows:
-            yield from [example] * (split in (None, own)) * int((weight if split in (None, "train") else 1) + rng.random())
-    yield from (example for turn in zip_longest(*(stream(*part) for part in parts_of(name))) for example in turn if example)
+            yield from [(own, example)] * (split in (None, own)) * int((weight if split in (None, "train") else 1) + rng.random())
+    yield from (found for turn in zip_longest(*(stream(*part) for part in parts_of(name))) for found in turn if found)
 
 def parts_of(name):
     """"toy:50@2+a.csv?labels=ENC" -> [("toy:50", "", 2.0), ("a.csv", "labels=ENC", 1.0)]; a file that is there may have any name."""
@@ -200,15 +203,18 @@ def split_of(premise):
 def read_file(path, options="", max_bad=0.01):
     """Yields (split, or "" where the file does not tell it, Example) for every usable row of a file."""
     names = dict(parse_qsl(options))
-    numbers, share = names.pop("labels", "").upper(), names.pop("max_bad", str(max_bad))
+    numbers, share, pairs = names.pop("labels", "").upper(), names.pop("max_bad", str(max_bad)), names.pop("pairs", "")
     if sorted(numbers) not in ([], list("CEN")) or names.keys() - NAMES or not re.fullmatch(r"\d*\.?\d+(e-\d+)?", share):
-        raise DataError(f"{path}: after ? stand labels=ENC (the letters in any order), max_bad=SHARE and {', '.join(NAMES)} = the name of a column")
-    names, max_bad, faults, dashes, rows = tuple(names.items()), float(share), [], [], 0
+        raise DataError(f"{path}: after ? stand labels=ENC (the letters in any order), max_bad=SHARE, pairs=SOURCE and {', '.join(NAMES)} = a column's name")
+    pairs = {e.id: e for e in read_examples(pairs)} if pairs else None
+    names, max_bad, faults, dashes, mended, rows = tuple(names.items()), float(share), [], [], Counter(), 0
     log = cache_folder() / "set_aside" / f"{path.name}.txt"
     try:
+        with open(path, "rb") as file:
+            mended["byte order mark"] += file.read(3) == b"\xef\xbb\xbf"
         for rows, (line, row) in enumerate(rows_of(path, names), 1):  # noqa: B007
             try:
-                found = example_of(row, names, numbers, f"{path.stem}-{line}")
+                found = example_of(row, names, numbers, f"{path.stem}-{line}", mended, pairs)
             except DataError as e:
                 (dashes if str(e) == NO_LABEL else faults).append(f"{path}:{line}: {e}")
                 if len(faults) > max(1000, max_bad * rows):
@@ -222,9 +228,16 @@ def read_file(path, options="", max_bad=0.01):
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text("\n".join(faults + dashes), encoding="utf-8")
             if len(faults) <= max_bad * rows:
-                print(f"{path.name}: {len(faults):,} faulty rows and {len(dashes):,} with the label - of {rows:,} are set aside: {log}", file=sys.stderr)
+                tell(f"{path.name}: {len(faults):,} faulty rows and {len(dashes):,} with the label - of {rows:,} are set aside: {log}")
+        if +mended:
+            tell(f"{path.name}: of {rows:,} rows, mended or noted: {', '.join(f'{what} {count:,}' for what, count in sorted((+mended).items()))}")
     if len(faults) > max_bad * rows:
         raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} are at fault; FILE?max_bad={max_bad:g} allows fewer: {log} lists them")
+
+@lru_cache(1000)
+def tell(line):
+    """Say something on stderr, once: a file is read for each split, and anew for each run of a grid."""
+    print(line, file=sys.stderr)
 
 def rows_of(path, names=()):
     """Yields (line on which a row begins, {column: cell}, or the text of a JSON line)."""
@@ -253,22 +266,31 @@ def columns(present, names=()):
             raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {', '.join(present) or 'none'}")
     return found
 
-def example_of(row, names=(), numbers="", name=""):
-    """A row as (split or "", Example); DataError says why it can't be one."""
+def example_of(row, names, numbers, name, mended, pairs=None):
+    """A row as (split or "", Example), counting in `mended` what was not as it should be; DataError says why it can't be one."""
     try:
         row = json.loads(row) if isinstance(row, str) else row
     except ValueError as e:
         raise DataError(f"not JSON ({e}); one object a line is expected") from None
     if not isinstance(row, dict) or "too many" in row:
         raise DataError("more cells than columns; quote one that holds the separator" if isinstance(row, dict) else f"{row!r:.40} is not an object")
+    if pairs is not None:
+        if not (e := pairs.get(str(row.get("id", row.get("pairID"))))):
+            raise DataError("the source named by pairs= holds no row of this id")
+        row |= {"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "rationale": row.get(e.label, "")}
     found = columns(tuple(row), names)
 
     def text(column, value):
         if not isinstance(value, str) or "\ufffd" in value:
             raise DataError(f"{column} is {value!r}, not {'UTF-8' if isinstance(value, str) else 'a text'}")
-        return " ".join(value.split())  # line breaks and doubled spaces are one space to a tokenizer
+        clean = " ".join(value.split())  # line breaks and doubled spaces are one space to a tokenizer
+        if clean != value:
+            mended["cells with line breaks" if len(value.strip().splitlines()) > 1 else "cells with doubled or outer spaces"] += 1
+        return clean
 
-    label = "" if row[found["label"]] is None else str(row[found["label"]]).strip().lower()
+    written = "" if row[found["label"]] is None else str(row[found["label"]])
+    label = written.strip().lower()
+    mended["labels with capitals or spaces"] += label != written
     label = {str(numbers.find(word[0].upper())): word for word in LABELS if numbers}.get(label, label)
     if label in ("-", "-1"):  # -1: what - became in copies with numbers
         raise DataError(NO_LABEL)
@@ -278,9 +300,13 @@ def example_of(row, names=(), numbers="", name=""):
     premise, hypothesis = (text(found[ours], row[found[ours]]) for ours in ("premise", "hypothesis"))
     if not premise or not hypothesis:
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")
-    reasons = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations", [row.get(f"Explanation_{k}", "") for k in (1, 2, 3)])
-    reasons = {k: reason for k, reason in enumerate((text("an explanation", r) for r in (reasons if isinstance(reasons, list) else [None])), 1) if reason}
+    given = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations", [row.get(f"Explanation_{k}", "") for k in (1, 2, 3)])
+    reasons = {k: reason for k, reason in enumerate((text("an explanation", r) for r in (given if isinstance(given, list) else [None])), 1) if reason}
     marked = [(row.get(f"Sentence1_marked_{k}", ""), row.get(f"Sentence2_marked_{k}", "")) for k in reasons] if "Sentence1_marked_1" in row else ()
+    mended["rows without a label"] += not label
+    mended["rows without an explanation"] += not reasons
+    mended["rows with some explanations empty"] += bool(reasons) and any(not row.get(f"Explanation_{k}", "x").strip() for k in (1, 2, 3))
+    mended["explanations without a highlighted word"] += sum("*" not in premise + hypothesis for premise, hypothesis in marked)
     split = str(row.get(found.get("split"), "")).lower()
     return {"trial": "validation", "dev": "validation"}.get(split, split), Example(
         str(row[found["id"]]) if "id" in found else name, premise, hypothesis, label or None, tuple(reasons.values()), tuple(marked), str(row.get("kind", "")))
@@ -550,8 +576,8 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     cache folder under a hash of all that the rows depend on: 549,367 of them take a minute the first time, then a second."""
     given = isinstance(source, list)
     key = hashlib.sha256(repr((given or str(source), split, tasks, max_source, max_target, limit, explanations)).encode())
-    names = [] if given else [name for name, _, _ in parts_of(source) if not re.fullmatch(TOY, name)]
-    for path in (tokenizer.path, __file__, WORLDS, *(path for name in names for path, _ in files_of(name, split))):
+    names = [] if given else [part for name, options, _ in parts_of(source) for part in (name, dict(parse_qsl(options)).get("pairs", "toy"))]
+    for path in (tokenizer.path, __file__, WORLDS, *(path for name in names if not re.fullmatch(TOY, name) for path, _ in files_of(name, split))):
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 key.update(block)
@@ -560,7 +586,7 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     folder = cache_folder() / "encoded" / key.hexdigest()[:32]
     if folder.is_dir():
         return {task: Encoded(folder / task) for task in tasks}
-    examples, part = islice(source if given else stream_examples(source, split), limit or None), Path(f"{folder}.{os.getpid()}")
+    examples, part = islice(source if given else (e for _, e in stream_examples(source, split)), limit or None), Path(f"{folder}.{os.getpid()}")
     wanted, ends, read, kept = set().union(*(FORMATS[task].needs for task in tasks)), dict.fromkeys(tasks, 0), 0, 0
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -651,48 +677,116 @@ class BucketSampler:
         """Go on from a place that state_dict gave."""
         self.epoch, self.position = state["epoch"], state["position"]
 
-# --- python data.py ---------------------------------------------------------------------------------------------------
-def describe(examples, picture):
-    """Print, and draw to a file, what a data set holds and what gives its labels away (Gururangan et al. 2018): rows, labels, pairs that
-    come twice, properties label by label, the words that go with a label (by pointwise mutual information), three samples."""
+# --- python data.py NAME: what a data set holds, and what gives its labels away -----------------------------------------
+FRAMES = {  # of e-SNLI's uninformative explanations (Camburu et al. 2018, appendix A), without the sentences put in them
+    "just because": "just because", "does not mean": "do(es)?( not|n't) (mean|imply)", "implies": "impl(y|ies)", "if … then": "^if .* then ",
+    "rephrases": "rephras", "the same as": "the same (thing|as)", "sentence 1, 2": "sentence (1|2|one|two)", "there is": "^there (is|are) ",
+    "cannot infer": "can('t| ?not)? (infer|assume|also|either)", "either … or": "^either .* or ", "it cannot be": "^it cannot be .* if",
+    "contradicts": "contradict", "is different": "is (not the same|different)"}  # fmt: skip
+NEGATION = r"\b(no|not|nobody|nothing|never|none)\b|n't\b"
+SAMPLE = 30_000  # all rows are counted; so many, drawn at random where there are more, are looked at closely
+
+def words_of(text):
+    return re.findall(r"\w+", text.lower())
+
+def share(found):
+    """In percent, how many are true; of none: 0."""
+    return 100 * np.mean([bool(one) for one in found] or [0])
+
+def measures_of(e, tokenizer=None):
+    """What `explore` tells of an example: {name: its values}; those of a share of rows (not of words) are True or False."""
+    known, texts = [set(words_of(text)) for text in (e.premise, f"{e.premise} {e.hypothesis}")], e.explanations
+    starred = [[share("*" in word for word in text.split()) for text in texts] for texts in zip(*e.highlights, strict=True)] or ([], [])
+    sides = {"premise": [e.premise], "hypothesis": [e.hypothesis], "explanation": texts}
+    return {**{f"words of its {name}": [len(words_of(text)) for text in side] for name, side in sides.items()},
+            **{f"tokens of its {name}": [len(ids) - 1 for ids in tokenizer.encode_all(list(side))] for name, side in {
+                "source": [FORMATS["explain"].render(e)[0]], **sides}.items() if tokenizer},
+            "% of the hypothesis' words not in the premise": [share(word not in known[0] for word in words_of(e.hypothesis))],
+            "% of an explanation's words in neither": [share(word not in known[1] for word in words_of(text)) for text in texts],
+            "% of words that two explanations share": [200 * (Counter(words_of(a)) & Counter(words_of(b))).total() / max(1, len(words_of(f"{a} {b}")))
+                                                       for a, b in combinations(texts, 2)],
+            "% of the premise's words highlighted": starred[0], "% of the hypothesis' words highlighted": starred[1],
+            "% of hypotheses with a negation": [bool(re.search(NEGATION, e.hypothesis.lower()))],
+            **{f"% of explanations: {name}": [bool(re.search(frame, text.lower())) for text in texts] for name, frame in FRAMES.items()}}  # fmt: skip
+
+def telling_phrases(groups, texts):
+    """{label: phrases, the share of their rows that have the label}: up to three words, by pointwise mutual information with the label, 100
+    added to each count, or rare ones would come first (Gururangan et al. 2018); none that holds or is held by a better one."""
+    counts, found = {}, {}
+    for label, group in groups.items():
+        counts[label] = Counter(phrase for e, _ in group for phrase in {" ".join(words[i : i + n]) for text in texts(e) for words in [words_of(text)]
+                                                                     for n in (1, 2, 3) for i in range(len(words) - n + 1)})  # fmt: skip
+    total = sum(counts.values(), Counter())
+    for label, own in counts.items():
+        best = {}
+        for phrase in sorted(own, key=lambda phrase: (-(own[phrase] + 100) / (total[phrase] + 100 * len(counts)), len(phrase), phrase))[:100]:
+            if len(best) < 8 and not any(f" {phrase} " in f" {better} " or f" {better} " in f" {phrase} " for better in best):
+                best[phrase] = own[phrase] / total[phrase]
+        found[label] = best
+    return found
+
+def explore(source, picture, tokenizer=None):
+    """Print a page on a data set, and draw it to a file: rows, labels, pairs that come twice, properties label by label, what gives the labels
+    away, rows to look at. Returns the examples that were looked at closely."""
     from matplotlib.figure import Figure  # here, as it takes a second
-    def words(text):
-        return re.findall(r"\w+", text.lower())
-    def lacking(text, other):  # the share of its words that the other does not have
-        known = set(words(other))
-        return 100 * np.mean([word not in known for word in words(text)] or [0])
-    pairs = Counter((e.premise.lower(), e.hypothesis.lower()) for e in examples)
-    several = len({(e.premise.lower(), e.hypothesis.lower(), e.label) for e in examples}) - len(pairs)
-    print(f"{len(examples):,} rows on {len({e.premise for e in examples}):,} premises; {sum(count > 1 for count in pairs.values()):,} pairs come twice "
-          f"or more, {several:,} with several labels")  # fmt: skip
-    groups = {label or "none": group for label in (*LABELS, None) if (group := [e for e in examples if e.label == label])}
-    print(f"\n{'':38}" + "".join(f"{label:>15}" for label in groups) + f"\n{'rows':38}" + "".join(f"{len(group):15,}" for group in groups.values()))
-    figure = Figure(figsize=(16, 7), layout="constrained")
-    for axes, (name, measure) in zip(figure.subplots(2, 4).flat, {
-            "words of a premise": lambda e: [len(words(e.premise))], "words of a hypothesis": lambda e: [len(words(e.hypothesis))],
-            "words of an explanation": lambda e: [len(words(text)) for text in e.explanations],
-            "% hypothesis words not in the premise": lambda e: [lacking(e.hypothesis, e.premise)],
-            "% hypotheses with a negation": lambda e: [100 * bool(re.search(r"\b(no|not|nobody|nothing|never|none)\b|n't\b", e.hypothesis.lower()))],
-            "% explanation words in neither": lambda e: [lacking(text, e.premise + " " + e.hypothesis) for text in e.explanations],
-            "% explanations with 'just because'": lambda e: [100 * ("just because" in text.lower()) for text in e.explanations],
-            "% words two explanations share": lambda e: [200 * (Counter(words(a)) & Counter(words(b))).total() / len(words(a) + words(b) or [0])
-                                                         for a, b in combinations(e.explanations, 2)]}.items(), strict=True):  # fmt: skip
-        values = [[value for e in group for value in measure(e)] or [0] for group in groups.values()]
-        print(f"{name:38}" + "".join(f"{np.mean(found):15.1f}" for found in values))
-        axes.hist(values, 15, weights=[np.full(len(found), 100 / len(found)) for found in values], label=list(groups))
+    def line(name, cells):
+        print(f"{name:46}" + "".join(f"{cell:>15{'.1f' if isinstance(cell, float) else ',' if isinstance(cell, int) else ''}}" for cell in cells))
+    rng, sample, counts, met, homes, odd = random.Random(0), [], Counter(), {}, {}, {}
+    for row, (split, e) in enumerate(tqdm(stream_examples(source), desc="reading", unit="row", disable=None)):
+        counts[split, e.label or "none"] += 1
+        if row < SAMPLE:
+            sample.append(e)
+        elif (k := rng.randrange(row + 1)) < SAMPLE:
+            sample[k] = e
+        homes.setdefault(hash(e.premise.lower()), set()).add(split)
+        twins = met.setdefault(hash((e.premise.lower(), e.hypothesis.lower())), [])
+        twins.append((split, e.label))
+        if len(twins) > 1:
+            odd[f"comes twice, with {'one label' if len({label for _, label in twins}) == 1 else 'several labels'}"] = e
+    if not sample:
+        raise DataError(f"{source}: there are no rows")
+    groups = {label or "none": group for label in (*LABELS, None) if (group := [(e, measures_of(e, tokenizer)) for e in sample if e.label == label])}
+    line(f"{counts.total():,} rows on {len(homes):,} premises", groups)
+    for split in SPLITS:
+        line(f"  {split}", [counts[split, label] for label in groups])
+    pairs = [(len(twins), *(len(set(side)) for side in zip(*twins, strict=True))) for twins in met.values()]  # (rows, splits, labels) of each
+    print(f"{sum(n > splits for n, splits, _ in pairs):,} pairs come twice or more in a split, {sum(splits > 1 for _, splits, _ in pairs):,} in several "
+          f"splits, {sum(labels > 1 for *_, labels in pairs):,} with several labels; "
+          f"{sum(len(splits) > 1 for splits in homes.values()):,} premises stand in several splits\n")  # fmt: skip
+    table = {name: [[value for _, own in group for value in own[name]] for group in groups.values()] for name in measures_of(sample[0], tokenizer)}
+    table = {name: columns for name, columns in table.items() if any(map(any, columns))}
+    yes_or_no = {name: list(map(share, columns)) for name, columns in table.items() if isinstance(max(columns, key=len)[0], bool)}
+    for name, columns in table.items():
+        line(name, yes_or_no.get(name) or [float(np.mean(column or [0])) for column in columns])
+        if name.startswith("tokens"):
+            for size in (16, 32, 64, 128) if re.search("source|expl", name) else ():
+                line(f"% with over {size} {name}", [share(n > size for n in column) for column in columns])
+    if not tokenizer:
+        print("Lengths in tokens are not told: --vocabulary=FILE names T5's spiece.model; the cache holds none.")
+    for what, texts in (("hypothesis", lambda e: [e.hypothesis]), ("explanation", lambda e: e.explanations)):
+        for label, best in telling_phrases(groups, texts).items():
+            print(*([f"{what} phrases of {label}: {', '.join(f'{phrase} {of_all:.0%}' for phrase, of_all in best.items())}\n"] if best else []), end="")
+    for way, name in ((max, "words of its premise"), (min, "words of its explanation"), (max, "words of its explanation"),
+                      (min, "% of words that two explanations share"), (min, "% of the hypothesis' words highlighted")):  # fmt: skip
+        told = [(value, e) for group in groups.values() for e, own in group for value in own[name]]
+        odd |= {f"{way.__name__} {name}": way(told, key=lambda one: one[0])[1]} if told else {}
+    for why, e in {**odd, "any": sample[0]}.items():
+        print(f"\n{why}: {e.id} {e.label}", e.premise, e.hypothesis, *e.explanations, sep="\n  ")
+    left, right = (figure := Figure(figsize=(18, 13), layout="constrained")).subfigures(1, 2, width_ratios=(5, 2))
+    numbers = {name: columns for name, columns in table.items() if name not in yes_or_no}
+    for axes, (name, columns) in zip(left.subplots(-(-len(numbers) // 3), 3, squeeze=False).flat, numbers.items(), strict=False):
+        axes.hist([column or [0] for column in columns], 15, weights=[np.full(max(1, len(column)), 100 / max(1, len(column))) for column in columns])
         axes.set(title=name, ylabel="% of a label's rows")
-    for name, texts in (("hypothesis", lambda e: [e.hypothesis]), ("explanation", lambda e: e.explanations)):
-        counts = {label: Counter(word for e in group for text in texts(e) for word in set(words(text))) for label, group in groups.items()}
-        total = sum(counts.values(), Counter())
-        for label, found in counts.items():  # 100 is added to each count, or rare words would come first
-            best = sorted(found, key=lambda word: (found[word] + 100) / (total[word] + 100 * len(counts)), reverse=True)[:10]
-            print(f"{name} words of {label}: {', '.join(f'{word} {found[word] / total[word]:.0%}' for word in best)}")
-    for e in random.Random(0).sample(examples, min(3, len(examples))):
-        print(f"\n  premise      {e.premise}\n  hypothesis   {e.hypothesis}\n  label        {e.label}", *e.explanations, sep="\n  explanation  ")
-    figure.axes[0].legend()
+    bars = right.subplots()
+    for i, label in enumerate(groups):
+        bars.barh(np.arange(len(yes_or_no)) + i / 4, [columns[i] for columns in yes_or_no.values()], 0.25, label=label)
+    bars.set_yticks(range(len(yes_or_no)), yes_or_no)
+    bars.invert_yaxis()
+    bars.legend()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture)
     print(f"\nwrote {picture}")
+    return sample
 
 def main(argv=None):
     """`python data.py …`: bad input is one line and exit status 2."""
@@ -705,10 +799,16 @@ def main(argv=None):
         elif download := re.fullmatch(r"download( esnli)?( --out=(.+))?", " ".join(argv)):
             fetch_esnli(folder := Path(download[3] or cache_folder() / "esnli").expanduser())
             print(f"e-SNLI (Camburu et al. 2018) is in {folder}: {', '.join(file for files in FOLDERS[0].values() for file in files)}")
-        elif len(argv) > 1 or (argv and argv[0].startswith("-")):
-            raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
         else:
-            describe(read_examples(name := argv[0] if argv else "toy"), Path("out") / f"data-{Path(name).stem}.png")
+            vocabulary = [arg.partition("=")[2] for arg in argv if arg.startswith("--vocabulary=")] or sorted(cache_folder().glob("*/spiece.model"))
+            words = [arg for arg in argv if not arg.startswith("--vocabulary=")] or ["toy"]
+            if len(words) > 1 or words[0].startswith("-"):
+                raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
+            picture = Path("out") / re.sub(r"[^\w.]+", "-", f"data-{Path(words[0]).stem}.png")
+            sample = explore(words[0], picture, Tokenizer(vocabulary[0]) if vocabulary else None)
+            picture.with_suffix(".jsonl").write_text("".join(json.dumps(vars(e)) + "\n" for e in sample[:10_000]), encoding="utf-8")
+            sys.stdout.flush()  # what takes metrics and readers that learn stands two floors higher
+            os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("evaluate.py")), f"--data={picture.with_suffix('.jsonl')}"])
     except BrokenPipeError:  # the reader, say head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (DataError, OSError, KeyboardInterrupt) as e:

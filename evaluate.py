@@ -3,6 +3,7 @@
     python evaluate.py RUN [RUN ...]                     answer the test rows of the run's own data and score the answers
     python evaluate.py RUN --data=FILE --split=all       other rows: a file or a name that data.py knows; a split of it, or all
     python evaluate.py answers.jsonl --data=FILE         score a predictions file (a line a row: id, label, rationale) of any origin
+    python evaluate.py --data=FILE                       no run: what the rows give away, and how well people agree with each other
         --limit=N        a seeded sample of N rows       --probes=100  rows on which the model is asked again, for its faithfulness
         --seed=0         of all that is drawn            --num_beams=1 --device=cpu   of the decoder
 
@@ -32,7 +33,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from apprentice import EOS, Apprentice, cells, options, print_table, run_main
-from data import LABELS, DataError, collate, read_examples
+from data import FRAMES, LABELS, DataError, collate, read_examples
 
 # --- n-gram scores: ROUGE and BLEU ------------------------------------------------------------------------------------
 # ROUGE equals Google's rouge-score 0.1.2 (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"); its stemmer is Porter's
@@ -264,6 +265,18 @@ def reference_baselines(examples, seed=0):
     return {f"majority class ({majority})": label_metrics(gold, [majority] * len(gold)),
             **{name: {"reasons": reason_metrics(*texts, premises, seed)} for name, texts in reasons.items()}}  # fmt: skip
 
+def yardsticks(examples, seed=0):
+    """reference_baselines, and the labels that a reader of n-grams (see cross_fitted) guesses from the premise, the hypothesis or an explanation
+    alone: where it beats the majority on a sentence, the data hold a shortcut (Gururangan et al. 2018, arXiv 1803.02324)."""
+    lines, found = [{"premise": e.premise, "label": e.label, "texts": (e.premise, e.hypothesis, *e.explanations[:1])} for e in examples if e.label], {}
+    for k, name in enumerate(("premise", "hypothesis", "explanation")):
+        rows = [line for line in lines if len(line["texts"]) > k]
+        if len({zlib.crc32(line["premise"].encode()) % 2 for line in rows}) == 2:
+            texts, gold = [line["texts"][k] for line in rows], [line["label"] for line in rows]
+            guesses = cross_fitted(rows, list(zip(range(len(rows)), texts, gold, strict=True)), {name: texts})
+            found[f"n-grams of the {name} alone"] = label_metrics(gold, guesses[name])
+    return found | reference_baselines(examples, seed)
+
 @torch.inference_mode()
 def bert_score(predictions, references, model, tokenizer, layer=None, idf=False):
     """BERTScore (Zhang et al. 2020, arXiv 1904.09675, section 3) of N texts, each against a list of references: tensors P, R, F (N,).
@@ -349,9 +362,7 @@ def comparison(lines, others, seed=0):
             row |= {what: float(gain.mean()), f"{what}, 95%": bootstrap_interval(gain, premises, seed=seed)}
     return finding(comparison, table)
 
-TEMPLATES = re.compile(  # the frames of e-SNLI's uninformative reasons (Camburu et al. 2018, appendix A), without the sentences put in them
-    r"just because|do(es)?( not|n't) (mean|imply)|impl(y|ies)|^if .* then |rephras|the same (thing|as)|sentence (1|2|one|two)|^there (is|are) "
-    r"|can('t| ?not)? (infer|assume|also|either)|^either .* or |^it cannot be .* if |contradict|is (not the same|different)", re.I)  # fmt: skip
+TEMPLATES = re.compile("|".join(FRAMES.values()), re.I)  # around the sentences' own words, they say nothing
 JOINTS = re.compile(r"[,.;]|\b(?:and|so|because|since|therefore|but|then|if|while|although)\b")
 
 def read_reason(line):
@@ -625,6 +636,9 @@ def main(argv=None):
     if not argv or "-h" in argv or "--help" in argv:
         return print(__doc__)
     words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, device="cpu")
+    if opt["data"] and not words:  # what python data.py ends with
+        examples = read_examples(opt["data"], opt["split"] or None, opt["limit"])
+        return print_table({name: headline(metrics) for name, metrics in yardsticks(examples, opt["seed"]).items()})
     for path in map(Path, words):  # before the first run has answered for an hour
         if not path.is_dir() and not (path.suffix == ".jsonl" and path.is_file()):
             raise DataError(f"{path} is neither a run folder nor a predictions file (*.jsonl)")

@@ -35,6 +35,7 @@ TOY_DIGESTS = {("park", "train"): "1b856a4f788eb39a", ("park", "test"): "e666ab9
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
+    data.tell.cache_clear()
 
 
 # ---- the toy world
@@ -352,6 +353,48 @@ def test_rows_set_aside_are_told_and_listed(tmp_path, capsys):
     assert not capsys.readouterr().err, "the error is told once"
     assert len(read_examples(f"{path}?max_bad=.5", max_bad=0.005)) == 301
     assert len(read_examples(write(tmp_path / "d.csv", "premise,hypothesis,label\na,b,-\na,b,neutral\n"))) == 1, "the label - is no fault"
+
+
+def test_what_was_mended_is_counted(tmp_path, capsys):
+    path = dev_file(tmp_path / "m.csv", [
+        dev_row("1", "Entailment", "A  dog naps. "), dev_row("2", "neutral", "Two\nlines.", reasons=("one", " ", "three")),
+        dev_row("3", "", reasons=("", "", "")), ["4", "neutral", "P.", "H.", "no stars", "P.", "H."], dev_row("5", "neutral")], "utf-8-sig")
+    read_examples(path)
+    told = capsys.readouterr().err
+    assert told == ("m.csv: of 5 rows, mended or noted: byte order mark 1, cells with doubled or outer spaces 2, cells with line breaks 1, explanations "
+                    "without a highlighted word 1, labels with capitals or spaces 1, rows with some explanations empty 1, rows without a label 1, "
+                    "rows without an explanation 1\n")
+    read_examples(path, "train")
+    assert not capsys.readouterr().err, "once is enough"
+    read_examples(dev_file(tmp_path / "clean.csv", [dev_row("1", "entailment")]))
+    assert not capsys.readouterr().err
+
+
+def test_reasons_without_sentences_find_theirs(tmp_path, tokenizer):
+    pairs = dev_file(tmp_path / "pairs.csv", [dev_row("1", "entailment"), dev_row("2", "neutral"), dev_row("3", "-"), dev_row("4", "")])
+    lines = [{"id": str(i), "entailment": f"e{i}", "neutral": f"n{i}", "contradiction": f"c{i}"} for i in (2, 1, 4)]
+    path = write(tmp_path / "gpt.jsonl", "\n".join(map(json.dumps, lines)))
+    name = f"{path}?pairs={pairs}"
+    assert read_examples(name) == [Example(i, "A dog naps.", "A dog rests.", label, reasons) for i, label, reasons in
+                                   (("2", "neutral", ("n2",)), ("1", "entailment", ("e1",)), ("4", None, ()))]
+    rows = len(data.encoded_rows(name, None, tokenizer, ("explain",))["explain"])
+    dev_file(pairs, [dev_row("1", "neutral"), dev_row("2", ""), dev_row("4", "")])
+    assert (rows, len(data.encoded_rows(name, None, tokenizer, ("explain",))["explain"])) == (2, 1), "other pairs are other rows"
+    with pytest.raises(DataError, match="gpt.jsonl:1: no column for the premise"):
+        read_examples(path)
+    write(path, json.dumps(lines[0] | {"id": "9"}))
+    with pytest.raises(DataError, match="gpt.jsonl:1: the source named by pairs= holds no row of this id"):
+        read_examples(name)
+    with pytest.raises(DataError, match="nothing.csv: no such file"):
+        read_examples(f"{path}?pairs=nothing.csv")
+
+
+@needs_real
+def test_a_real_teachers_reasons_find_their_pairs():
+    folder = Path(REAL) / "data" / "esnli"
+    rows = read_examples(f"{folder / 'gpt2m_rationales_dev.jsonl'}?pairs={folder / 'esnli_dev.csv'}")
+    assert len(rows) == 9842 and Counter(row.label for row in rows) == {"entailment": 3329, "contradiction": 3278, "neutral": 3235}
+    assert rows[0].label == "neutral" and rows[0].explanations == ("Two women embracing does not imply they are sisters hugging goodbye.",)
 
 
 def test_mixing(tmp_path):
@@ -780,7 +823,7 @@ def test_sampler_resumes_in_the_middle_of_an_epoch():
 
 # ---- the command
 
-def test_command(tmp_path, capsys, monkeypatch):
+def test_command(tmp_path, capsys, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
     def run(*arguments):
         try:
@@ -789,12 +832,14 @@ def test_command(tmp_path, capsys, monkeypatch):
         except SystemExit as e:
             return e.code, *capsys.readouterr()
 
-    file = write(tmp_path / "a.csv", "premise,hypothesis,label,rationale\np one,h,neutral,because\nP one,h,entailment,\n")
+    file, handed = write(tmp_path / "a.csv", "premise,hypothesis,label,rationale\np one,h,neutral,because\nP one,h,entailment,\n"), []
+    monkeypatch.setattr(data.os, "execv", lambda program, arguments: handed.append(arguments[1:]))
     status, out, _ = run(file)
-    assert status == 0 and "2 rows on 2 premises; 1 pairs come twice or more, 1 with several labels" in out
-    assert out.count("  premise      p one") == 1
+    assert status == 0 and "2 rows on 1 premises" in out and "1 pairs come twice or more in a split, 0 in several splits, 1 with several labels" in out
+    assert handed == [[str(HERE.parent / "evaluate.py"), f"--data={Path('out') / 'data-a.jsonl'}"]]
+    assert run(f"--vocabulary={tokenizer.path}")[0] == run("toy:9", f"--vocabulary={tokenizer.path}")[0] == 0
     assert "python data.py download [esnli]" in run("--help")[1]
-    for arguments in (("nothing.csv",), ("--speed=9",), ("download", "snli"), ("download", "esnli", "here"), (file, file)):
+    for arguments in (("nothing.csv",), ("--speed=9",), ("download", "snli"), ("download", "esnli", "here"), (file, file), (file, "--vocabulary=none")):
         status, _, err = run(*arguments)
         assert status == 2 and err.startswith("error: ") and err.count("\n") == 1, err
 
@@ -813,27 +858,90 @@ def test_download_command(official, tmp_path, capsys):
     assert len(read_examples(tmp_path / "here", "train")) == 6
 
 
-def test_describe_counts_what_one_can_count_by_hand(tmp_path, capsys):
-    rows = [Example("1", "A man sleeps.", "A man is awake.", "contradiction", ("Just because he can.",)),
-            Example("2", "A man runs.", "Nobody runs, no man.", "contradiction", ("A man runs.", "A he does it.")),
-            Example("3", "A cat sits.", "A cat sits.", "entailment", kind="copy"), Example("4", "A cat", "A cat sits", None)]
-    data.describe(rows, tmp_path / "a" / "b.png")
+def page(out):
+    """The table of a page: {name: [a number for each label]}, and its lines that begin with a name and a colon."""
+    rows = {line[:46].strip(): [float(cell.replace(",", "")) for cell in line[46:].split()] for line in out.splitlines()
+            if re.match(".{46} +[0-9.,]+( |$)", line)}
+    return rows, dict(line.split(": ", 1) for line in out.splitlines() if re.match(r"\S[^:]+: ", line))
+
+
+def test_a_page_counts_what_one_can_count_by_hand(tmp_path, capsys, tokenizer):
+    lines = [{"premise": "A man sleeps.", "hypothesis": "A man is awake.", "label": "contradiction", "explanations": ["Just because he can."]},
+             {"premise": "A man runs.", "hypothesis": "Nobody runs, no man.", "label": "contradiction", "explanations": ["A man runs.", "A he does it."]},
+             {"premise": "A cat sits.", "hypothesis": "A cat sits.", "label": "entailment", "split": "test"},
+             {"premise": "A cat", "hypothesis": "A cat sits", "label": ""}]
+    twins = [{"premise": "a MAN runs.", "hypothesis": "nobody runs, no man.", "label": "contradiction"},
+             {"premise": "A cat sits.", "hypothesis": "a cat sits.", "label": "neutral", "split": "train"}]
+    lines = [{"split": "train", "explanations": [], "id": str(i)} | line for i, line in enumerate(lines + twins)]
+    sample = data.explore(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines))), tmp_path / "a" / "b.png", tokenizer)
     out = capsys.readouterr().out
-    table = {line[:38].strip(): [float(cell) for cell in line[38:].split()] for line in out.splitlines() if re.match("[^:]{38} +[0-9]", line)}
-    assert (tmp_path / "a" / "b.png").read_bytes().startswith(b"\x89PNG")
-    assert table["rows"] == [1, 2, 1] and table["words of a premise"] == [3, 3, 2] and table["words of an explanation"] == [0, 3.7, 0]
-    assert table["% hypotheses with a negation"] == [0, 50, 0]
-    assert table["% hypothesis words not in the premise"] == [0, 50, 33.3]
-    assert table["% explanations with 'just because'"] == [0, 33.3, 0]
-    assert table["% words two explanations share"] == [0, 28.6, 0]
+    table, told = page(out)
+    assert (tmp_path / "a" / "b.png").read_bytes().startswith(b"\x89PNG") and len(sample) == 6
+    assert out.splitlines()[0].split() == ["6", "rows", "on", "4", "premises", "entailment", "neutral", "contradiction", "none"]
+    assert table["train"] == [0, 1, 3, 1] and table["validation"] == [0] * 4 and table["test"] == [1, 0, 0, 0]
+    assert "1 pairs come twice or more in a split, 1 in several splits, 1 with several labels; 1 premises stand in several splits" in out
+    assert table["words of its premise"] == [3, 3, 3, 2] and table["words of its explanation"] == [0, 0, 3.7, 0]
+    assert table["% of hypotheses with a negation"] == [0, 0, 66.7, 0]
+    assert table["% of the hypothesis' words not in the premise"] == [0, 0, 50, 33.3]
+    assert table["% of explanations: just because"] == [0, 0, 33.3, 0] and "% of explanations: implies" not in table
+    assert table["% of words that two explanations share"] == [0, 0, 28.6, 0]
+    lengths = [len(tokenizer.encode(line["premise"])) - 1 for line in lines if line["label"] == "contradiction"]
+    assert table["tokens of its premise"][2] == round(sum(lengths) / 3, 1)
+    longer = [len(tokenizer.encode(text)) - 1 > 16 for text in ("Just because he can.", "A man runs.", "A he does it.")]
+    assert table["% with over 16 tokens of its explanation"] == [0, 0, round(100 * sum(longer) / 3, 1), 0] and any(longer)
+    assert table["% with over 16 tokens of its source"] == [100] * 4
+    assert told["min words of its explanation"].startswith("1 ") and told["comes twice, with several labels"] == "5 neutral"
+    write(tmp_path / "h.csv", ",".join(DEV_HEADER) + "\n" + ",".join(dev_row("x", "neutral", reasons=("one", "")))  + "\n")
+    data.explore(str(tmp_path / "h.csv"), tmp_path / "b.png")
+    out = capsys.readouterr().out
+    assert page(out)[0]["% of the premise's words highlighted"] == [33.3] and page(out)[0]["% of the hypothesis' words highlighted"] == [33.3]
+    assert "Lengths in tokens are not told" in out
+    with pytest.raises(DataError, match="there are no rows"):
+        data.explore(write(tmp_path / "e.csv", "premise,hypothesis,label\n"), tmp_path / "c.png")
+
+
+def test_phrases_that_tell_the_label():
+    groups = {label: [(Example("", "", f"a dog {word}", label), {})] * 300 for label, word in zip(LABELS, ("rests now", "may rest", "a dog"), strict=True)}
+    found = data.telling_phrases(groups, lambda e: [e.hypothesis])
+    assert found == {"entailment": {"now": 1, "rests": 1, "a": 1 / 3, "dog": 1 / 3}, "neutral": {"may": 1, "rest": 1, "a": 1 / 3, "dog": 1 / 3},
+                     "contradiction": {"dog a": 1, "a dog": 1 / 3}}
+
+
+def test_large_data_are_sampled(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data, "SAMPLE", 50)
+    sample = data.explore("toy:3000", tmp_path / "b.png")
+    assert page(capsys.readouterr().out)[0]["train"] == [1000, 1000, 1000]
+    places = [i for i, e in enumerate(read_examples("toy:3000")) if e in sample]
+    assert len(sample) == 50 and 1500 < np.mean(places) < 3500, "drawn from all rows alike"
+
+
+def test_what_takes_metrics_ends_the_page(tmp_path):
+    rng, rows = random.Random(0), []
+    for i in range(400):
+        label = rng.choice(LABELS)
+        rows.append({"premise": f"{rng.choice('abcdefgh')} {i}", "hypothesis": f"it is {label[:4]}", "label": label,
+                     "explanations": ["the very same words here"] * 2})
+    file = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    done = subprocess.run([sys.executable, str(HERE.parent / "data.py"), str(file)], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    table = {line[:32].strip(): line[32:].split() for line in done.stdout.splitlines()}
+    assert done.returncode == 0 and (tmp_path / "out" / "data-a.png").exists() and len(read_examples(tmp_path / "out" / "data-a.jsonl")) == 400
+    found = {name: [float(cell) for cell in cells if re.fullmatch(r"\d+\.\d", cell)] for name, cells in table.items()}
+    assert found["n-grams of the hypothesis alone"][0] == 100, "the label can be read off"
+    assert all(25 < found[f"n-grams of the {name} alone"][0] < 45 for name in ("premise", "explanation"))
+    assert found["human, against the others"] == [100.0] * 5, "ROUGE and BLEU of annotators who agree"
 
 
 @needs_real
-def test_describe_the_real_dev_split(tmp_path, capsys):
-    data.describe(read_examples(Path(REAL) / "data" / "esnli" / "esnli_dev.csv"), tmp_path / "b.png")
+def test_the_page_of_the_real_dev_split(tmp_path, capsys):
+    data.explore(Path(REAL) / "data" / "esnli" / "esnli_dev.csv", tmp_path / "b.png", Tokenizer(Path(REAL) / "t5" / "spiece.model"))
     out = capsys.readouterr().out
-    table = {line[:38].strip(): [float(cell.replace(",", "")) for cell in line[38:].split()] for line in out.splitlines() if re.match("[^:]{38} +[0-9]", line)}
-    assert "2 pairs come twice or more, 0 with several labels" in out and table["rows"] == [3329, 3235, 3278]
-    negation, because = table["% hypotheses with a negation"], table["% explanations with 'just because'"]
+    table, told = page(out)
+    assert "2 pairs come twice or more in a split, 0 in several splits, 0 with several labels; 0 premises stand in several splits" in out
+    assert np.sum([table[split] for split in data.SPLITS], 0).tolist() == [3329, 3235, 3278]
+    negation, because = table["% of hypotheses with a negation"], table["% of explanations: just because"]
     assert negation[2] > 3 * max(negation[:2]) and 18 < because[1] < 25 and max(because[0], because[2]) < 1
-    assert "nobody 100%" in out and "sleeping 88%" in out, "the artefacts that Gururangan et al. found"
+    assert "nobody 100%" in told["hypothesis phrases of contradiction"] and "sleeping 88%" in told["hypothesis phrases of contradiction"]
+    assert told["explanation phrases of neutral"].startswith("just because 99%")
+    assert table["% of the premise's words highlighted"][1] == 0, "of a neutral pair only the hypothesis was to be marked"
+    assert table["% with over 64 tokens of its source"][1] < 10 < table["% with over 32 tokens of its source"][1]
+    assert 16 < table["tokens of its premise"][0] < 20 and table["tokens of its premise"][0] > table["words of its premise"][0]
