@@ -747,7 +747,7 @@ def explore(source, picture, tokenizer=None):
         raise DataError(f"{source}: there are no rows")
     groups = {label or "none": group for label in (*LABELS, None) if (group := [(e, measures_of(e, tokenizer)) for e in sample if e.label == label])}
     line(f"{counts.total():,} rows on {len(homes):,} premises", groups)
-    for split in SPLITS:
+    for split in dict.fromkeys((*SPLITS, *(split for split, _ in counts))):
         line(f"  {split}", [counts[split, label] for label in groups])
     pairs = [(len(twins), *(len(set(side)) for side in zip(*twins, strict=True))) for twins in met.values()]  # (rows, splits, labels) of each
     print(f"{sum(n > splits for n, splits, _ in pairs):,} pairs come twice or more in a split, {sum(splits > 1 for _, splits, _ in pairs):,} in several "
@@ -758,14 +758,14 @@ def explore(source, picture, tokenizer=None):
     yes_or_no = {name: list(map(share, columns)) for name, columns in table.items() if isinstance(max(columns, key=len)[0], bool)}
     for name, columns in table.items():
         line(name, yes_or_no.get(name) or [float(np.mean(column or [0])) for column in columns])
-        if name.startswith("tokens"):
-            for size in (16, 32, 64, 128) if re.search("source|expl", name) else ():
-                line(f"% with over {size} {name}", [share(n > size for n in column) for column in columns])
+        for size in (16, 32, 64, 128) if name in ("tokens of its source", "tokens of its explanation") else ():
+            line(f"% with over {size} {name}", [share(n > size for n in column) for column in columns])
     if not tokenizer:
         print("Lengths in tokens are not told: --vocabulary=FILE names T5's spiece.model; the cache holds none.")
     for what, texts in (("hypothesis", lambda e: [e.hypothesis]), ("explanation", lambda e: e.explanations)):
         for label, best in telling_phrases(groups, texts).items():
-            print(*([f"{what} phrases of {label}: {', '.join(f'{phrase} {of_all:.0%}' for phrase, of_all in best.items())}\n"] if best else []), end="")
+            if best:
+                print(f"{what} phrases of {label}: {', '.join(f'{phrase} {of_all:.0%}' for phrase, of_all in best.items())}")
     for way, name in ((max, "words of its premise"), (min, "words of its explanation"), (max, "words of its explanation"),
                       (min, "% of words that two explanations share"), (min, "% of the hypothesis' words highlighted")):  # fmt: skip
         told = [(value, e) for group in groups.values() for e, own in group for value in own[name]]
@@ -774,9 +774,9 @@ def explore(source, picture, tokenizer=None):
         print(f"\n{why}: {e.id} {e.label}", e.premise, e.hypothesis, *e.explanations, sep="\n  ")
     left, right = (figure := Figure(figsize=(18, 13), layout="constrained")).subfigures(1, 2, width_ratios=(5, 2))
     numbers = {name: columns for name, columns in table.items() if name not in yes_or_no}
-    for axes, (name, columns) in zip(left.subplots(-(-len(numbers) // 3), 3, squeeze=False).flat, numbers.items(), strict=False):
+    for i, (name, columns) in enumerate(numbers.items(), 1):
+        axes = left.add_subplot(-(-len(numbers) // 3), 3, i, title=name, ylabel="% of a label's rows")
         axes.hist([column or [0] for column in columns], 15, weights=[np.full(max(1, len(column)), 100 / max(1, len(column))) for column in columns])
-        axes.set(title=name, ylabel="% of a label's rows")
     bars = right.subplots()
     for i, label in enumerate(groups):
         bars.barh(np.arange(len(yes_or_no)) + i / 4, [columns[i] for columns in yes_or_no.values()], 0.25, label=label)
