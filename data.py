@@ -229,10 +229,10 @@ def read_file(path, options="", max_bad=0.01):
             log.write_text("\n".join(faults + dashes), encoding="utf-8")
             if len(faults) <= max_bad * rows:
                 tell(f"{path.name}: {len(faults):,} faulty rows and {len(dashes):,} with the label - of {rows:,} are set aside: {log}")
-        if +mended:
-            tell(f"{path.name}: of {rows:,} rows, mended or noted: {', '.join(f'{what} {count:,}' for what, count in sorted((+mended).items()))}")
     if len(faults) > max_bad * rows:
         raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} are at fault; FILE?max_bad={max_bad:g} allows fewer: {log} lists them")
+    if +mended:
+        tell(f"{path.name}: of {rows:,} rows, mended or noted: {', '.join(f'{what} {count:,}' for what, count in sorted((+mended).items()))}")
 
 @lru_cache(1000)
 def tell(line):

@@ -153,7 +153,7 @@ class Config:
     def teachers(self, files=False):
         """[(name, weight)] of the T5 teachers, or of the rationale files: "A@2+B" -> [("A", 2.0), ("B", 1.0)]"""
         parts = [re.fullmatch(r"(.+?)(?:@(\d*\.?\d+))?", name) for name in self.teacher.split("+") if name]
-        return [(part[1], float(part[2] or 1)) for part in parts if part[1].endswith(".jsonl") == files]
+        return [(part[1], float(part[2] or 1)) for part in parts if bool(re.search(r"\.jsonl($|\?)", part[1])) == files]
 
     @property
     def folder(self):
