@@ -517,12 +517,11 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
 
 def chat(url, body, timeout, lines):
     """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails. lines: {thread: the connection it keeps}."""
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
-    place = urllib.request.urlsplit(f"{url.rstrip('/')}/chat/completions")
+    place, key = urllib.request.urlsplit(f"{url.rstrip('/')}/chat/completions"), os.environ.get("OPENAI_API_KEY", "none")
     line = lines.setdefault(get_ident(), (HTTPSConnection if place.scheme == "https" else HTTPConnection)(place.netloc, timeout=timeout))
     def call():
         try:
-            line.request("POST", place.path, json.dumps(body), headers)
+            line.request("POST", place.path, json.dumps(body), {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
             reply = line.getresponse()
             content = reply.read()
             if reply.status != 200:
