@@ -450,8 +450,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     """Have a model label and explain the examples of a source -> the rows of a rationale file, [{"id", "label", "rationale", …}, …].
     `model` answers at url/chat/completions (OpenAI's protocol; its key: $OPENAI_API_KEY); without a url it is a run folder. prompt: a file
     to use for PROMPT; given: tell the label and ask for the reason; shots: examples shown first; samples: replies a row, of which the majority
-    counts; max_requests, max_tokens: a budget. A row is on the disk once it is finished and is not asked again; one whose request failed
-    is, by the next call. Raises DataError."""
+    counts; max_requests, max_tokens: a budget (a request tried again counts once). A row is on the disk once it is finished, and is not
+    asked again; one whose request failed is, by the next call. Raises DataError."""
     out, failures, everything = Path(out), Counter(), read_examples(source, split, limit)
     examples = {e.id: e for e in everything}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -462,8 +462,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         rows = {row["id"]: row for row in map(json.loads, done)}
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
-    usable = [e for e in examples.values() if e.label and e.explanations]
-    shown = random.Random(seed).sample(usable, min(shots, len(usable)))
+    shown = random.Random(seed).sample(usable := [e for e in examples.values() if e.label and e.explanations], min(shots, len(usable)))
     def question(e):
         words = {"premise": e.premise, "hypothesis": e.hypothesis, "label": f"It is: {e.label}." if given else ""}
         return {"role": "user", "content": re.sub("{(premise|hypothesis|label)}", lambda found: words[found[1]], template)}
@@ -472,9 +471,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                  for turn in (question(s), {"role": "assistant", "content": f"Reason: {s.explanations[0]}\nLabel: {s.label}"})]  # fmt: skip
         body = {"model": model, "messages": [*turns, question(e)], "temperature": temperature, "max_tokens": max_new_tokens}
         try:
-            answers = apprentice.answer([(e.premise, e.hypothesis)]) if apprentice else []
-            replies = [(f"Reason: {a.rationale}\nLabel: {a.label}", "stop", 0) for a in answers]
-            replies = replies or [chat(url, body | {"seed": seed + k}, timeout, lines) for k in range(samples)]
+            replies = ([(f"Reason: {a.rationale}\nLabel: {a.label}", "stop", 0) for a in apprentice.answer([(e.premise, e.hypothesis)])] if apprentice else
+                       [chat(url, body | {"seed": seed + k}, timeout, lines) for k in range(samples)])  # fmt: skip
         except (OSError, HTTPException) as error:
             if getattr(error, "code", 0) in (401, 403, 404):
                 raise DataError(f"{url}: the server answers {error.code}; check --url, --model and OPENAI_API_KEY") from None
@@ -485,7 +483,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
                 "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}  # fmt: skip
     todo, waiting, lines, workers, requests, tokens = [e for e in examples.values() if e.id not in rows][::-1], set(), {}, concurrency if url else 1, 0, 0
-    with open(out, "ab") as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(workers) as pool:
+    with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(workers) as pool:
         file.truncate(sum(map(len, done)))
         try:
             while True:
@@ -501,8 +499,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                     else:
                         rows[row["id"]], tokens = row, tokens + row["tokens"]
                         file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-                file.flush()
                 os.fsync(file.fileno())
+                bar.set_postfix(failed=failures.total(), refresh=False)
                 bar.update(len(finished))
         finally:  # an error or Ctrl-C: what waits is not asked
             pool.shutdown(cancel_futures=True)

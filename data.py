@@ -21,6 +21,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from email.utils import mktime_tz, parsedate_tz
 from functools import lru_cache
 from http.client import HTTPException
 from itertools import combinations, islice, zip_longest
@@ -350,8 +351,9 @@ def retry(call, tries=5, pause=1.0):
         except (OSError, HTTPException) as e:
             if attempt == tries - 1 or (getattr(e, "code", 500) < 500 and e.code not in (408, 416, 429)):
                 raise
-            told = str(getattr(e, "headers", {}).get("Retry-After"))
-            time.sleep(int(told) if told.isdigit() else pause * 2**attempt)
+            told = str(getattr(e, "headers", {}).get("Retry-After"))  # seconds or a date
+            date = parsedate_tz(told)
+            time.sleep(int(told) if told.isdigit() else max(0, mktime_tz(date) - time.time()) if date else pause * 2**attempt)
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
 PAD, EOS, UNK, SENTINELS = 0, 1, 2, 100  # sentinels are T5's blanks, <extra_id_0> … <extra_id_99>; their ids count down from the end
