@@ -172,7 +172,7 @@ def stream_examples(name, split=None, max_bad=0.01):
                  for e in toy_examples(int(toy[2]) if toy[2] and own == "train" else TOY_SIZES[own], 0, toy[1] or "park", own)) if toy else
                 ((own or told or split_of(e.premise), e) for path, own in files_of(part, split) for told, e in read_file(path, options, max_bad)))  # fmt: skip
         for own, example in rows:
-            yield from [(own, example)] * (split in (None, own)) * int((weight if split in (None, "train") else 1) + rng.random())
+            yield from [(own, example)] * (split in (None, own)) * int((weight if own == "train" else 1) + rng.random())
     yield from (found for turn in zip_longest(*(stream(*part) for part in parts_of(name))) for found in turn if found)
 
 def parts_of(name):
@@ -808,7 +808,8 @@ def main(argv=None):
                 raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
             picture = Path("out") / re.sub(r"[^\w.]+", "-", f"data-{Path(words[0]).stem}.png")
             sample = explore(words[0], picture, Tokenizer(vocabulary[0]) if vocabulary else None)
-            picture.with_suffix(".jsonl").write_text("".join(json.dumps(vars(e)) + "\n" for e in sample[:10_000]), encoding="utf-8")
+            sample = sorted(sample, key=lambda e: -len(e.explanations))[:10_000]  # first those whose annotators can be compared
+            picture.with_suffix(".jsonl").write_text("".join(json.dumps(vars(e)) + "\n" for e in sample), encoding="utf-8")
             sys.stdout.flush()  # what takes metrics and readers that learn stands two floors higher
             os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("evaluate.py")), f"--data={picture.with_suffix('.jsonl')}"])
     except BrokenPipeError:  # the reader, say head, has seen enough

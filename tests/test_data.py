@@ -409,6 +409,7 @@ def test_mixing(tmp_path):
     assert 160 < len(half) < 240 and half == read_examples(f"{one}@0.5", "train") and len({row.premise for row in half}) == len(half)
     assert [row.premise for row in read_examples(f"toy:4+{one}@0.5", "test") if "q" == row.premise] == ["q"], "only training rows are drawn"
     assert len(read_examples("toy:4@0.5+toy-harbour:5@3", "train")) >= 15
+    assert len(read_examples("toy:4@3")) == 3 * 4 + 1000 + 1000 and len(read_examples(f"{one}@2")) == 801
     with pytest.raises(DataError, match="mars"):
         read_examples("toy:4+mars")
 
