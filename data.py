@@ -693,7 +693,8 @@ def words_of(text):
 
 def share(found):
     """In percent, how many are true; of none: 0."""
-    return 100 * np.mean([bool(one) for one in found] or [0])
+    found = list(map(bool, found))
+    return 100 * sum(found) / max(1, len(found))
 
 def measures_of(e, tokenizer=None):
     """What `explore` tells of an example: {name: its values}; those of a share of rows (not of words) are True or False."""

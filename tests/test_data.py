@@ -834,6 +834,7 @@ def test_command(tmp_path, capsys, monkeypatch, tokenizer):
             return e.code, *capsys.readouterr()
 
     file, handed = write(tmp_path / "a.csv", "premise,hypothesis,label,rationale\np one,h,neutral,because\nP one,h,entailment,\n"), []
+    monkeypatch.setattr(data, "SAMPLE", 100)
     monkeypatch.setattr(data.os, "execv", lambda program, arguments: handed.append(arguments[1:]))
     status, out, _ = run(file)
     assert status == 0 and "2 rows on 1 premises" in out and "1 pairs come twice or more in a split, 0 in several splits, 1 with several labels" in out
