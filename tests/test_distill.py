@@ -536,15 +536,12 @@ def test_a_files_rationales_are_kept_dropped_or_weighed_down_and_its_held_out_pr
 @pytest.mark.skipif("APPRENTICE_REAL" not in os.environ, reason="needs the real data")
 def test_people_and_a_language_model_teach_together_and_sick_is_a_domain_to_move_to(tmp_path, capsys):
     real = pathlib.Path(os.environ["APPRENTICE_REAL"])
-    pairs = {e.id: e for e in read_examples(real / "data/esnli/esnli_dev.csv", "train")}
-    said = [json.loads(line) for line in open(real / "data/esnli/gpt2m_rationales_dev.jsonl")]
-    lines = [{"id": x["id"], "premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "rationale": x[e.label], "source": "gpt2-medium"}
-             for x in said if (e := pairs.get(x["id"]))]  # fmt: skip
-    (tmp_path / "gpt2.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    esnli, said = real / "data/esnli/esnli_dev.csv", real / "data/esnli/gpt2m_rationales_dev.jsonl"
+    rows = len(read_examples(esnli, "train"))
     shared = dict(student="nano", vocabulary=str(real / "t5/spiece.model"), device="cpu", out_dir=str(tmp_path), batch_size=8, warmup_steps=0, eval_rows=4)
-    people = prepare(Config(**shared, name="people", data=str(real / "data/esnli/esnli_dev.csv"), teacher=f"{tmp_path / 'gpt2.jsonl'}@0.5"))
-    assert len(people[2]) == 3 * len(pairs) + len(lines)  # three explanations of people, one of the model
-    assert set(people[3](list(range(len(people[2]) - len(lines), len(people[2]))))[0].weights.tolist()) == {0.5}
+    people = prepare(Config(**shared, name="people", data=str(esnli), teacher=f"{said}?pairs={esnli}@0.5"))
+    assert len(people[2]) == 4 * rows  # three explanations of people, one of the model
+    assert set(people[3](list(range(3 * rows, 4 * rows)))[0].weights.tolist()) == {0.5}
     sick = prepare(Config(**shared, name="sick", data=str(real / "data/sick/SICK_corrected.tsv"), format="predict", train_only="decoder.*(norm|cross)|last1"))
     losses = [sick[0].step(sick[3](list(range(8))))["loss"] for _ in range(3)]
     assert losses[-1] < losses[0]
