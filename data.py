@@ -715,17 +715,15 @@ def measures_of(e, tokenizer=None):
 def telling_phrases(groups, texts):
     """{label: phrases, the share of their rows that have the label}: up to three words, by pointwise mutual information with the label, 100
     added to each count, or rare ones would come first (Gururangan et al. 2018); none that holds or is held by a better one."""
-    counts, found = {}, {}
-    for label, group in groups.items():
-        counts[label] = Counter(phrase for e, _ in group for phrase in {" ".join(words[i : i + n]) for text in texts(e) for words in [words_of(text)]
-                                                                     for n in (1, 2, 3) for i in range(len(words) - n + 1)})  # fmt: skip
-    total = sum(counts.values(), Counter())
+    def phrases(e):
+        return {" ".join(words[i : i + n]) for words in map(words_of, texts(e)) for n in (1, 2, 3) for i in range(len(words) - n + 1)}
+    counts = {label: Counter(phrase for e, _ in group for phrase in phrases(e)) for label, group in groups.items()}
+    total, found = sum(counts.values(), Counter()), {}
     for label, own in counts.items():
-        best = {}
+        best = found[label] = {}
         for phrase in sorted(own, key=lambda phrase: (-(own[phrase] + 100) / (total[phrase] + 100 * len(counts)), len(phrase), phrase))[:100]:
             if len(best) < 8 and not any(f" {phrase} " in f" {better} " or f" {better} " in f" {phrase} " for better in best):
                 best[phrase] = own[phrase] / total[phrase]
-        found[label] = best
     return found
 
 def explore(source, picture, tokenizer=None):
