@@ -160,10 +160,14 @@ def read_examples(name, split=None, limit=0, max_bad=0.01):
     "neutral", "contradiction"}: the pairs and labels are those of the source, by id. Unusable rows are set aside in a file with line and
     reason, what was mended is counted, and stderr told; where more than `max_bad` of all (or "FILE?max_bad=0.1") are at fault, DataError
     names the first. The label "-" is no fault."""
-    return [e for _, e in islice(stream_examples(name, split, max_bad), limit or None)]
+    return list(islice(stream_examples(name, split, max_bad), limit or None))
 
 def stream_examples(name, split=None, max_bad=0.01):
-    """As read_examples, one by one, each with its split, in memory that does not grow with the file."""
+    """As read_examples, one by one, in memory that does not grow with the file."""
+    return (e for _, e in stream_splits(name, split, max_bad))
+
+def stream_splits(name, split=None, max_bad=0.01):
+    """As stream_examples, each example after the name of its split."""
     if split not in (None, *SPLITS):
         raise DataError(f"split is {split!r}; legal are {', '.join(SPLITS)}")
     def stream(part, options, weight):
@@ -588,7 +592,7 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     folder = cache_folder() / "encoded" / key.hexdigest()[:32]
     if folder.is_dir():
         return {task: Encoded(folder / task) for task in tasks}
-    examples, part = islice(source if given else (e for _, e in stream_examples(source, split)), limit or None), Path(f"{folder}.{os.getpid()}")
+    examples, part = islice(source if given else stream_examples(source, split), limit or None), Path(f"{folder}.{os.getpid()}")
     wanted, ends, read, kept = set().union(*(FORMATS[task].needs for task in tasks)), dict.fromkeys(tasks, 0), 0, 0
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -733,7 +737,7 @@ def explore(source, picture, tokenizer=None):
     def line(name, cells):
         print(f"{name:46}" + "".join(f"{cell:>15{'.1f' if isinstance(cell, float) else ',' if isinstance(cell, int) else ''}}" for cell in cells))
     rng, sample, counts, met, homes, odd = random.Random(0), [], Counter(), {}, {}, {}
-    for row, (split, e) in enumerate(tqdm(stream_examples(source), desc="reading", unit="row", disable=None)):
+    for row, (split, e) in enumerate(tqdm(stream_splits(source), desc="reading", unit="row", disable=None)):
         counts[split, e.label or "none"] += 1
         if row < SAMPLE:
             sample.append(e)
