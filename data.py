@@ -786,8 +786,8 @@ def explore(source, picture, tokenizer=None):
     for i, label in enumerate(groups):
         bars.barh(np.arange(len(yes_or_no)) + i / 4, [columns[i] for columns in yes_or_no.values()], 0.25, label=label)
     bars.set_yticks(range(len(yes_or_no)), yes_or_no)
-    bars.invert_yaxis()
-    bars.legend()
+    bars.set_ylim(max(14, len(yes_or_no)), -1)  # from the top down
+    bars.legend(loc="lower right")
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture)
     print(f"\nwrote {picture}")
