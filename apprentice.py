@@ -462,6 +462,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         rows = {row["id"]: row for row in map(json.loads, done)}
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
+    if missing := [word for word in ("{premise}", "{hypothesis}") if word not in template]:
+        raise DataError(f"{prompt}: holds no {missing[0]}; a prompt says with {{premise}}, {{hypothesis}} and {{label}} where these go")
     shown = random.Random(seed).sample(usable := [e for e in examples.values() if e.label and e.explanations], min(shots, len(usable)))
     def question(e):
         words = {"premise": e.premise, "hypothesis": e.hypothesis, "label": f"It is: {e.label}." if given else ""}
@@ -502,6 +504,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 os.fsync(file.fileno())
                 bar.set_postfix(failed=failures.total(), refresh=False)
                 bar.update(len(finished))
+                if failures.total() >= 2 * workers and failures.total() == bar.n - bar.initial:
+                    raise DataError(f"{url or model}: all of the first {failures.total()} rows failed ({failures.most_common(1)[0][0]})")
         finally:  # an error or Ctrl-C: what waits is not asked
             pool.shutdown(cancel_futures=True)
     rows = list(rows.values())
@@ -516,7 +520,12 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
 def chat(url, body, timeout, lines):
     """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails. lines: {thread: the connection it keeps}."""
     place, key = urllib.request.urlsplit(f"{url.rstrip('/')}/chat/completions"), os.environ.get("OPENAI_API_KEY", "none")
-    line = lines.setdefault(get_ident(), (HTTPSConnection if place.scheme == "https" else HTTPConnection)(place.netloc, timeout=timeout))
+    if not (line := lines.get(get_ident())):
+        proxy = None if urllib.request.proxy_bypass(place.hostname) else urllib.request.getproxies().get(place.scheme)
+        line = (HTTPSConnection if place.scheme == "https" else HTTPConnection)((proxy or url).split("//")[-1].split("/")[0], timeout=timeout)
+        if proxy:
+            line.set_tunnel(place.netloc)
+        lines[get_ident()] = line
     def call():
         try:
             line.request("POST", place.path, json.dumps(body), {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})

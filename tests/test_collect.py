@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -150,9 +151,12 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     apprentice.collect(source, out=tmp_path / "d.jsonl", url=model.url, model="big", split=None, max_tokens=15, concurrency=1, shots=0)
     assert len(model.asked) - before - 4 <= 4, "at most the rows in flight are more than the budget"
     prompt = tmp_path / "prompt.txt"
-    prompt.write_text('Premise: {premise}\nJSON as {"label": 1}')
+    prompt.write_text('Premise: {premise}\n{hypothesis} JSON as {"label": 1}')
     apprentice.collect(source, out=tmp_path / "f.jsonl", url=model.url, model="big", split=None, prompt=prompt, limit=1, shots=0)
-    assert model.asked[-1]["messages"][0]["content"] == 'Premise: p0\nJSON as {"label": 1}'
+    assert model.asked[-1]["messages"][0]["content"] == 'Premise: p0\nh JSON as {"label": 1}'
+    (tmp_path / "bare").write_text("Premise: {premise}")
+    with pytest.raises(DataError, match="bare: holds no {hypothesis}"):
+        apprentice.collect(source, out=tmp_path / "g.jsonl", url=model.url, split=None, prompt=tmp_path / "bare")
     for wrong in ({"prompt": tmp_path / "absent"}, {"out": prompt}):
         with pytest.raises(DataError, match="cannot be gone on with"):
             apprentice.collect(source, **{"out": tmp_path / "g.jsonl", "url": model.url, "split": None, **wrong})
@@ -183,6 +187,30 @@ def test_collecting_survives_a_kill_and_keeps_the_line_busy(model, tmp_path):
     rate = count / seconds / (8 / 0.05)
     print(f"{rate:.1%} of concurrency / latency")
     assert rate > 0.3, "0.9 and more on a machine that does nothing else"
+
+
+def test_a_server_that_is_not_there_is_told_soon_and_a_proxy_is_used(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.time, "sleep", lambda seconds: None)
+    source = pairs(tmp_path / "in.jsonl", 100)
+    with pytest.raises(DataError, match="all of the first [4-9] rows failed .*[Rr]efused"):
+        apprentice.collect(source, out=tmp_path / "a.jsonl", url="http://127.0.0.1:9/v1", model="big", split=None, concurrency=2)
+    calls = []
+
+    def proxy(listener):
+        client = listener.accept()[0]
+        calls.append(client.recv(9999).decode().splitlines()[0])
+        server = socket.create_connection(model.server_address)
+        client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        for a, b in ((client, server), (server, client)):
+            threading.Thread(target=lambda a=a, b=b: [b.sendall(part) for part in iter(lambda: a.recv(9999), b"")], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=proxy, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        rows = apprentice.collect(source, out=tmp_path / "b.jsonl", url="http://far.away:80/v1", model="big", split=None, limit=3, concurrency=1, shots=0)
+    assert len(rows) == 3 and len(calls) == 1 and calls[0].startswith("CONNECT far.away:80 ")
 
 
 def test_a_run_can_be_the_labeller(tmp_path, capsys):
