@@ -61,8 +61,8 @@ class Decoder:
         self.cross = [block.cross.split(block.cross.kv(memory).to(numbers)).flatten(1, 2) for block in layers]  # (2, B*H, S, k) each
         self.cross = [(k.mT.contiguous(), v.contiguous()) for k, v in self.cross]  # keys in columns: their product with queries is quicker
         self.cache = [(memory.new_empty(B * H, k, steps * K, dtype=numbers), memory.new_empty(B * H, steps * K, k, dtype=numbers)) for _ in layers]
-        matrices = [(block.attention.qkv, block.attention.out, block.cross.q, block.cross.out) for block in layers]
-        self.products = [[matrix.packed or matrix.product for matrix in four] for four in matrices]
+        self.products = [[matrix.packed or matrix.product for matrix in (block.attention.qkv, block.attention.out, block.cross.q, block.cross.out)]
+                         for block in layers]  # fmt: skip
         bias = model.decoder.position_bias(steps, steps)[0, :, -1:].to(numbers)  # (H, 1, steps): the last step's view of all before it
         self.bias = bias.repeat_interleave(K, dim=-1).repeat(B, 1, 1)  # (B*H, 1, slots)
         self.memory_bias = None  # (B*H, 1, S)
@@ -72,11 +72,7 @@ class Decoder:
         self.seen = torch.zeros(B, 1, K, steps * K, dtype=torch.bool, device=source.device)
 
     def step(self, tokens):
-        """tokens (B, K), the newest of every beam -> logits (B, K, V) of the next"""
-        return self.model.unembed.product(self.states(tokens))
-
-    def states(self, tokens):
-        """tokens (B, K), the newest of every beam -> what the head takes, (B, K, d)"""
+        """tokens (B, K), the newest of every beam -> the states that the head takes to tell the next, (B, K, d)"""
         model, K, start = self.model, self.K, self.length * self.K
         self.length += 1
         bias = self.bias[..., -start - K :]  # (B*H, 1, slots so far)
@@ -166,11 +162,11 @@ def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens, dr
     but not where random numbers are drawn for all."""
     out = torch.full((len(source), max_new_tokens), -1, device=source.device)
     rows = torch.arange(len(source), device=source.device)  # the sources still being written
-    decoder, tokens, done = Decoder(model, source, source_mask, 1, max_new_tokens), torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
-    head = model.unembed
+    decoder, head = Decoder(model, source, source_mask, 1, max_new_tokens), model.unembed
+    tokens, done = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
     sifts = not draw and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
     for t in range(max_new_tokens):
-        x, banned = decoder.states(tokens[:, None])[:, 0], [EOS] if t < min_new_tokens else []
+        x, banned = decoder.step(tokens[:, None])[:, 0], [EOS] if t < min_new_tokens else []
         if sifts and len(x) <= FEW:
             tokens = head.largest(x, banned)
         else:
@@ -222,7 +218,7 @@ def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_
     searched = torch.ones(B, dtype=torch.bool, device=device)
     among_best = torch.arange(2 * K, device=device) < K
     for t in range(T):
-        logp = decoder.step(tokens).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
+        logp = model.unembed.product(decoder.step(tokens)).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
         if t < min_new_tokens:
             logp[..., EOS] = -math.inf
         best, ids = likeliest(logp, min(2 * K, logp.shape[-1]))  # the best 2K of all are among the best 2K of each beam

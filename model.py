@@ -4,11 +4,10 @@
     python model.py out/tiny                 the parts of a run folder, or of any checkpoint folder
     python model.py small                    the parts of a built-in size, with nothing downloaded
 
-Each takes seconds once the files are here. T5 (Raffel et al. 2020, arXiv 1910.10683) is an encoder that reads the source
-and a decoder that writes the target. Two versions are in use and both are here: v1.0 (ReLU, one matrix for embedding and
-output head, decoder states scaled before the head) and v1.1 (gated GELU, a head of its own, no scale); FLAN-T5 is v1.1.
-What sets T5 apart from other transformers: attention is not scaled by 1/sqrt(d_kv), positions enter only as a learnt bias
-on the attention scores, norms neither centre nor shift, and no matrix has a bias vector.
+Each takes seconds once the files are here. T5 (Raffel et al. 2020, arXiv 1910.10683) is an encoder that reads the source and a decoder that writes the target.
+Two versions are in use and both are here: v1.0 (ReLU, one matrix for embedding and output head, decoder states scaled before the head) and v1.1 (gated GELU, a
+head of its own, no scale); FLAN-T5 is v1.1. What sets T5 apart from other transformers: attention is not scaled by 1/sqrt(d_kv), positions enter only as a
+learnt bias on the attention scores, norms neither centre nor shift, and no matrix has a bias vector.
 
 Shapes in the comments: B batch, S source tokens, T target tokens, d model width, H heads, k width of a head, V vocabulary.
 Read next: data.py (text to batches), then apprentice.py (writing with this network).
@@ -288,10 +287,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x):  # (B, T, d) -> (B, T, d_ff) -> (B, T, d)
         h = self.wi.product(x)
-        if self.gated:
-            h = gated(*h.chunk(2, dim=-1))
-        else:
-            h = F.relu(h)
+        h = gated(*h.chunk(2, dim=-1)) if self.gated else F.relu(h)
         return self.wo.product(self.dropout(h) if self.training else h)
 
 class Block(nn.Module):
@@ -429,8 +425,7 @@ class T5(nn.Module):
         config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "pad_token_id": 0,
                   "eos_token_id": 1, "decoder_start_token_id": 0, **asdict(self.config), "scale_decoder_outputs": tied}  # fmt: skip
         replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-        names = hugging_face_names(self.config).items()
-        tensors = {name: part for ours, theirs in names
+        tensors = {name: part for ours, theirs in hugging_face_names(self.config).items()
                    for name, part in zip(theirs, self.get_parameter(ours).detach().float().cpu().chunk(len(theirs)), strict=True)}  # fmt: skip
         if tied:  # transformers 5 looks for the head by name
             tensors["lm_head.weight"] = tensors["shared.weight"]
@@ -482,22 +477,15 @@ def read_tensors(folder):
         if (folder / name).is_file():
             return read(folder / name)
         if (folder / f"{name}.index.json").is_file():
-            tensors = {}
-            for shard, wanted in read_index(folder / f"{name}.index.json").items():
-                tensors |= (held := read(folder / shard))
-                if wanted - held.keys():
-                    raise CheckpointError(f"{folder / shard} lacks {sorted(wanted - held.keys())[0]}, which the index promises")
-            return tensors
+            return {k: v for shard in read_index(folder / f"{name}.index.json") for k, v in read(folder / shard).items()}
     raise CheckpointError(f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin (or their .index.json) is there")
 
 def read_index(path):
-    """The index of a sharded checkpoint -> {shard's file name: names of its tensors}"""
-    shards = {}
+    """The index of a sharded checkpoint -> the shards' file names"""
     try:
-        for tensor, shard in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items():
-            if Path(shard).name != shard:
-                raise CheckpointError(f"{path}: shard {shard!r} is not a plain file name")
-            shards.setdefault(shard, set()).add(tensor)
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        if wrong := [shard for shard in shards if Path(shard).name != shard]:
+            raise CheckpointError(f"{path}: shard {wrong[0]!r} is not a plain file name")
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
         raise CheckpointError(f"{path} is not an index: it needs a weight_map of tensor to file") from None
     return shards
@@ -573,7 +561,7 @@ def fetch(name, weights=True):
         return Path(name)
     folder = cache_folder() / str(name).replace("/", "--")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)) or Path(name).parent.is_dir() and not folder.is_dir():
-        raise CheckpointError(f"{str(name)!r} is no folder here and no hub name such as google/flan-t5-small, whose first part must be no folder here")
+        raise CheckpointError(f"{str(name)!r} is no folder here and no hub name such as google/flan-t5-small (a name that begins with a folder here is a path)")
     base = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}".rstrip("/") + f"/{name}/resolve/main/"
 
     def get(file, optional=False):
@@ -670,7 +658,10 @@ def main(argv=None):
         sys.exit(2)
     c = model.config
     print(f"{args[0]}: T5 {'v1.0' if c.tie_word_embeddings else 'v1.1'}, {c.num_layers} + {c.num_decoder_layers} layers, width {c.d_model}, "
-          f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}")  # fmt: skip
+          f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}", flush=True)  # fmt: skip
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the reader, say head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
