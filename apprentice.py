@@ -48,9 +48,8 @@ TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "si
 # --- writing, a token at a time ---------------------------------------------------------------------------------------
 
 class Decoder:
-    """The decoder with a key-value cache. The K beams of a source stand side by side as K queries of one attention: they share
-    the source's keys and values, and where beams change parents nothing is copied but `seen`, which tells the cached slots
-    (one a step and beam) that lie on a beam's own path."""
+    """The decoder with a key-value cache. The K beams of a source stand side by side as K queries of one attention: they share the source's keys and values,
+    and where beams change parents nothing is copied but `seen`, which tells the cached slots (one a step and beam) that lie on a beam's own path."""
 
     def __init__(self, model, source, source_mask, num_beams, steps):
         model.pack()
@@ -132,8 +131,7 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
     model.eval()
     try:
         if num_beams > 1:
-            return beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping,
-                               num_return_sequences)  # fmt: skip
+            return beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping, num_return_sequences)
         source, source_mask = (None if x is None else x.repeat_interleave(num_return_sequences, 0) for x in (source, source_mask))
         draw = sampler(temperature, top_k, top_p, generator) if do_sample else None
         return greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens, draw)

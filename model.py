@@ -85,8 +85,7 @@ class T5Config:
             raise CheckpointError(f"{path}: {e}") from None
 
 def _flan(d_model, d_ff, num_layers, num_heads, **other):
-    return T5Config(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads, feed_forward_proj="gated-gelu",
-                    tie_word_embeddings=False, **other)  # fmt: skip
+    return T5Config(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **other)
 
 # The two for the toy world have no dropout: with 0.1 the teacher was right on 80% of unseen rows after 1,000 steps, without on all but a few.
 SIZES = {
