@@ -40,6 +40,7 @@ from model import SIZES, T5, CheckpointError, fetch, replace_file
 
 EOS = 1
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
+FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
 # The formats that a run of this name learns and asks, one after the other; any other name is its own format.
 TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "simulate_reason", "simulate_both")}
@@ -47,42 +48,56 @@ TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "si
 # --- writing, a token at a time ---------------------------------------------------------------------------------------
 
 class Decoder:
-    """The decoder with a key-value cache. The K beams of a source stand side by side as K queries of one attention: they share
-    the source's keys and values, and where beams change parents nothing is copied but `seen`, which tells the cached slots
-    (one a step and beam) that lie on a beam's own path."""
+    """The decoder with a key-value cache. The K beams of a source stand side by side as K queries of one attention: they share the source's keys and values,
+    and where beams change parents nothing is copied but `seen`, which tells the cached slots (one a step and beam) that lie on a beam's own path."""
 
     def __init__(self, model, source, source_mask, num_beams, steps):
         model.pack()
         memory = model.encode(source, source_mask)  # (B, S, d)
         (B, S), K, H, k, layers = source.shape, num_beams, model.config.num_heads, model.config.d_kv, model.decoder.blocks
-        self.model, self.K, self.length = model, K, 0
+        self.model, self.K, self.heads, self.length = model, K, (H, k), 0
         numbers = torch.float32 if memory.is_cpu else memory.dtype  # a CPU is quicker with keys and values in float32
-        self.cross = [block.cross.split(block.cross.kv(memory)).to(numbers).contiguous() for block in layers]  # (2, B, H, S, k) each
-        self.products = [(block.attention.qkv.product, block.cross.q.product) for block in layers]
-        self.cache = [memory.new_empty(2, B, H, steps * K, k, dtype=numbers) for _ in layers]
-        bias = model.decoder.position_bias(steps, steps)[:, :, -1:].to(numbers)  # (1, H, 1, steps): the last step's view of all before it
-        self.bias = bias.repeat_interleave(K, dim=-1)  # (1, H, 1, slots)
-        self.memory_bias = None  # (B, 1, 1, S)
+        self.cross = [block.cross.split(block.cross.kv(memory).to(numbers)).flatten(1, 2) for block in layers]  # (2, B*H, S, k) each
+        self.cross = [(k.mT.contiguous(), v.contiguous()) for k, v in self.cross]  # keys in columns: their product with queries is quicker
+        self.cache = [(memory.new_empty(B * H, k, steps * K, dtype=numbers), memory.new_empty(B * H, steps * K, k, dtype=numbers)) for _ in layers]
+        self.products = [[matrix.packed or matrix.product for matrix in (block.attention.qkv, block.attention.out, block.cross.q, block.cross.out)]
+                         for block in layers]  # fmt: skip
+        bias = model.decoder.position_bias(steps, steps)[0, :, -1:].to(numbers)  # (H, 1, steps): the last step's view of all before it
+        self.bias = bias.repeat_interleave(K, dim=-1).repeat(B, 1, 1)  # (B*H, 1, slots)
+        self.memory_bias = None  # (B*H, 1, S)
         if source_mask is not None and not source_mask.all():
-            self.memory_bias = torch.zeros(B, 1, 1, S, dtype=numbers, device=source.device).masked_fill(~source_mask[:, None, None], -math.inf)
+            hidden = ~source_mask[:, None].repeat_interleave(H, 0)
+            self.memory_bias = torch.zeros(B * H, 1, S, dtype=numbers, device=source.device).masked_fill(hidden, -math.inf)
         self.seen = torch.zeros(B, 1, K, steps * K, dtype=torch.bool, device=source.device)
 
     def step(self, tokens):
-        """tokens (B, K), the newest of every beam -> logits (B, K, V) of the next"""
+        """tokens (B, K), the newest of every beam -> the states that the head takes to tell the next, (B, K, d)"""
         model, K, start = self.model, self.K, self.length * self.K
         self.length += 1
-        bias = self.bias[..., -start - K :]  # (1, H, 1, slots so far)
+        bias = self.bias[..., -start - K :]  # (B*H, 1, slots so far)
         if K > 1:
             self.seen[..., start : start + K] = torch.eye(K, dtype=torch.bool, device=tokens.device)
-            bias = bias.masked_fill(~self.seen[..., : start + K], -math.inf)  # (B, H, K, slots)
+            bias = bias.unflatten(0, (len(tokens), -1)).masked_fill(~self.seen[..., : start + K], -math.inf).flatten(0, 1)  # (B*H, K, slots)
         x = model.shared(tokens)
-        for block, (qkv, q), cache, (k, v) in zip(model.decoder.blocks, self.products, self.cache, self.cross, strict=True):
-            new = block.attention.split(qkv(block.attention_norm.forward(x)))  # (3, B, H, K, k)
-            cache.narrow(3, start, K).copy_(new[1:])
-            x = block.attention.attend(new[0], *cache.narrow(3, 0, start + K).unbind(), bias).add_(x)
-            x = block.cross.attend(block.cross.split(q(block.cross_norm.forward(x)))[0], k, v, self.memory_bias).add_(x)
+        for block, (qkv, out, cross_q, cross_out), (keys, values), cross in zip(model.decoder.blocks, self.products, self.cache, self.cross, strict=True):
+            q, k, v = self.split(qkv(block.attention_norm.forward(x)))
+            keys.narrow(2, start, K).copy_(k.mT)
+            values.narrow(1, start, K).copy_(v)
+            x = out(self.attend(q, keys.narrow(2, 0, start + K), values.narrow(1, 0, start + K), bias)).add_(x)
+            (q,) = self.split(cross_q(block.cross_norm.forward(x)))
+            x = cross_out(self.attend(q, *cross, self.memory_bias)).add_(x)
             x = block.ff.forward(block.ff_norm.forward(x)).add_(x)
-        return model.unembed.product(model.scaled(model.decoder.norm(x)))
+        return model.scaled(model.decoder.norm(x))
+
+    def split(self, x):
+        """(B, K, n*H*k) -> n of (B*H, K, k)"""
+        return x.view(len(x), self.K, -1, *self.heads).permute(2, 0, 3, 1, 4).flatten(1, 2).to(self.bias.dtype).unbind()
+
+    def attend(self, q, keys, values, bias):
+        """q (B*H, K, k), keys (B*H, k, slots), values (B*H, slots, k), bias None or (B*H, 1 or K, slots) -> (B, K, H*k)"""
+        scores = torch.bmm(q, keys) if bias is None else torch.baddbmm(bias, q, keys)
+        y = torch.bmm(scores.softmax(-1), values).to(self.model.shared.weight.dtype)
+        return y.view(-1, self.heads[0], *y.shape[1:]).transpose(1, 2).flatten(2)
 
     def follow(self, parents):
         """parents (B, K): the beam that each beam goes on from."""
@@ -90,10 +105,10 @@ class Decoder:
 
     def keep(self, rows):
         """Drop all sources but `rows` (a vector of indices)."""
-        self.cross = [kv[:, rows] for kv in self.cross]
-        self.cache = [c[:, rows] for c in self.cache]
-        self.seen = self.seen[rows]
-        self.memory_bias = None if self.memory_bias is None else self.memory_bias[rows]
+        heads = torch.arange(len(self.bias), device=rows.device).view(len(self.seen), -1)[rows].flatten()
+        self.cross, self.cache = ([(k[heads], v[heads]) for k, v in layers] for layers in (self.cross, self.cache))
+        self.seen, self.bias = self.seen[rows], self.bias[heads]
+        self.memory_bias = None if self.memory_bias is None else self.memory_bias[heads]
 
 @torch.inference_mode()
 def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
@@ -116,13 +131,10 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
     model.eval()
     try:
         if num_beams > 1:
-            return beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping,
-                               num_return_sequences)  # fmt: skip
-        if not do_sample:
-            return greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens)
-        source = source.repeat_interleave(num_return_sequences, 0)
-        source_mask = None if source_mask is None else source_mask.repeat_interleave(num_return_sequences, 0)
-        return sample(model, source, source_mask, max_new_tokens, min_new_tokens, temperature, top_k, top_p, generator)
+            return beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping, num_return_sequences)
+        source, source_mask = (None if x is None else x.repeat_interleave(num_return_sequences, 0) for x in (source, source_mask))
+        draw = sampler(temperature, top_k, top_p, generator) if do_sample else None
+        return greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens, draw)
     finally:
         model.train(training)
 
@@ -143,34 +155,36 @@ def cut(ids):
     length = ids.index(EOS) if EOS in ids else max((i for i, x in enumerate(ids, 1) if x > 0), default=0)
     return ids[:length]
 
-def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens):
-    """The likeliest token each time; a source that has come to its end leaves the batch."""
+def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens, draw=None):
+    """The likeliest token each time, or what draw(logits (B, V)) -> (B,) picks. A source that has come to its end leaves the batch,
+    but not where random numbers are drawn for all."""
     out = torch.full((len(source), max_new_tokens), -1, device=source.device)
     rows = torch.arange(len(source), device=source.device)  # the sources still being written
-    decoder, tokens = Decoder(model, source, source_mask, 1, max_new_tokens), torch.zeros_like(rows)
+    decoder, head = Decoder(model, source, source_mask, 1, max_new_tokens), model.unembed
+    tokens, done = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
+    sifts = not draw and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
     for t in range(max_new_tokens):
-        logits = decoder.step(tokens[:, None])[:, 0]  # (rows, V)
-        if t < min_new_tokens:
-            logits[:, EOS] = -math.inf
-        tokens = likeliest(logits, 1)[1][:, 0]
+        x, banned = decoder.step(tokens[:, None])[:, 0], [EOS] if t < min_new_tokens else []
+        if sifts and len(x) <= FEW:
+            tokens = head.largest(x, banned)
+        else:
+            logits = head.product(x)  # (rows, V)
+            logits[:, banned] = -math.inf
+            tokens = draw(logits.float()) if draw else likeliest(logits, 1)[1][:, 0]
         out[rows, t] = tokens
-        open_ = (tokens != EOS).nonzero()[:, 0]
-        if not len(open_):
+        done = done | (tokens == EOS)
+        if done.all():
             break
-        if len(open_) <= SPARSE * len(rows):
+        if not draw and (~done).sum() <= SPARSE * len(rows):
+            open_ = (~done).nonzero()[:, 0]
             decoder.keep(open_)
-            rows, tokens = rows[open_], tokens[open_]
+            rows, tokens, done = rows[open_], tokens[open_], done[open_]
     return [cut(row) for row in out.tolist()]
 
-def sample(model, source, source_mask, max_new_tokens, min_new_tokens, temperature, top_k, top_p, generator):
-    """Draw each token from the model's distribution, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
-    out = torch.full((len(source), max_new_tokens), -1, device=source.device)
-    decoder, tokens = Decoder(model, source, source_mask, 1, max_new_tokens), torch.zeros_like(source[:, 0])
-    done = torch.zeros_like(tokens, dtype=torch.bool)
-    for t in range(max_new_tokens):
-        logits = decoder.step(tokens[:, None])[:, 0].float()  # (B, V)
-        if t < min_new_tokens:
-            logits[:, EOS] = -math.inf
+def sampler(temperature, top_k, top_p, generator):
+    """A function that draws a token from logits, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
+
+    def draw(logits):  # (B, V) -> (B,)
         logits = logits / temperature
         if top_k:
             logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -math.inf)
@@ -179,12 +193,9 @@ def sample(model, source, source_mask, max_new_tokens, min_new_tokens, temperatu
             cut_off = ranked.softmax(-1).cumsum(-1) <= 1 - top_p
             cut_off[:, -1] = False  # the likeliest always stays
             logits = logits.masked_fill(cut_off.scatter(1, order, cut_off), -math.inf)
-        tokens = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-        out[:, t] = tokens
-        done |= tokens == EOS
-        if done.all():
-            break
-    return [cut(row) for row in out.tolist()]
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+    return draw
 
 def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping, num_return_sequences):
     """Keep the K likeliest unfinished sequences of each source and the K best finished ones, until the finished can't be beaten.
@@ -205,7 +216,7 @@ def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_
     searched = torch.ones(B, dtype=torch.bool, device=device)
     among_best = torch.arange(2 * K, device=device) < K
     for t in range(T):
-        logp = decoder.step(tokens).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
+        logp = model.unembed.product(decoder.step(tokens)).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
         if t < min_new_tokens:
             logp[..., EOS] = -math.inf
         best, ids = likeliest(logp, min(2 * K, logp.shape[-1]))  # the best 2K of all are among the best 2K of each beam

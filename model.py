@@ -4,11 +4,10 @@
     python model.py out/tiny                 the parts of a run folder, or of any checkpoint folder
     python model.py small                    the parts of a built-in size, with nothing downloaded
 
-Each takes seconds once the files are here. T5 (Raffel et al. 2020, arXiv 1910.10683) is an encoder that reads the source
-and a decoder that writes the target. Two versions are in use and both are here: v1.0 (ReLU, one matrix for embedding and
-output head, decoder states scaled before the head) and v1.1 (gated GELU, a head of its own, no scale); FLAN-T5 is v1.1.
-What sets T5 apart from other transformers: attention is not scaled by 1/sqrt(d_kv), positions enter only as a learnt bias
-on the attention scores, norms neither centre nor shift, and no matrix has a bias vector.
+Each takes seconds once the files are here. T5 (Raffel et al. 2020, arXiv 1910.10683) is an encoder that reads the source and a decoder that writes the target.
+Two versions are in use and both are here: v1.0 (ReLU, one matrix for embedding and output head, decoder states scaled before the head) and v1.1 (gated GELU, a
+head of its own, no scale); FLAN-T5 is v1.1. What sets T5 apart from other transformers: attention is not scaled by 1/sqrt(d_kv), positions enter only as a
+learnt bias on the attention scores, norms neither centre nor shift, and no matrix has a bias vector.
 
 Shapes in the comments: B batch, S source tokens, T target tokens, d model width, H heads, k width of a head, V vocabulary.
 Read next: data.py (text to batches), then apprentice.py (writing with this network).
@@ -86,8 +85,7 @@ class T5Config:
             raise CheckpointError(f"{path}: {e}") from None
 
 def _flan(d_model, d_ff, num_layers, num_heads, **other):
-    return T5Config(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads, feed_forward_proj="gated-gelu",
-                    tie_word_embeddings=False, **other)  # fmt: skip
+    return T5Config(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **other)
 
 # The two for the toy world have no dropout: with 0.1 the teacher was right on 80% of unseen rows after 1,000 steps, without on all but a few.
 SIZES = {
@@ -131,7 +129,7 @@ class Matrix:
     the order in which the product's kernel reads it, in its own numbers or in 8 bits. Products of few rows then take a third of the
     time. A copy in its own numbers goes as soon as a gradient is asked for, or its weight is seen to have changed."""
 
-    packed = packed_of = None
+    packed = packed_of = draft = draft_of = None
 
     def state(self):  # changes with the weight, but for edits of weight.data, which nobody can see
         return self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
@@ -153,16 +151,39 @@ class Matrix:
 
     @torch.no_grad()
     def quantize(self):
-        """Hold the weight as whole numbers from -127 to 127 with a scale for each row; x is quantised at each product, to 7 bits where
-        a CPU without VNNI would overflow with 8."""
-        scale = self.weight.abs().amax(1).clamp(min=1e-20) / 127
-        with warnings.catch_warnings():  # such tensors go in PyTorch 2.14
-            warnings.simplefilter("ignore")
-            packed = torch.quantize_per_channel(self.weight, scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8)
-        packed, narrow = torch.ops.quantized.linear_prepack(packed, None), not getattr(torch.cpu, "_is_vnni_supported", bool)()
-        self.packed = lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=narrow)
+        """Hold the weight in 8 bits alone, as `in_8_bits` does."""
+        self.packed = in_8_bits(self.weight)[0]
         if isinstance(self, Linear):  # an embedding is still looked up
             self.weight = None
+
+    @torch.no_grad()
+    def largest(self, x, banned):
+        """x (R, n) -> (R,), which row w of the weight, but for the banned, has the largest product x.w, the first of equals; in float32 on
+        a CPU. A copy in 8 bits, a quarter of the bytes to read, tells x'.w' of x and w as rounded. By Cauchy and Schwarz |x.w - x'.w'| <=
+        |x - x'| |w'| + |x| |w - w'|: rows that can't be the largest are left out, the few others multiplied out."""
+        if self.draft_of != self.state():
+            quick, rounded = in_8_bits(self.weight)
+            length = rounded.norm(dim=1)
+            bounds = torch.stack([length, (self.weight - rounded).norm(dim=1) + 1e-4 * length])  # with room for float32's own rounding
+            self.draft, self.draft_of = (quick, bounds), self.state()
+        quick, bounds = self.draft
+        rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, NARROW).dequantize()  # as `quick` does
+        scores, slack = quick(x), torch.stack([(x - rounded).norm(dim=1), x.norm(dim=1)], 1) @ bounds  # (R, m) both
+        scores[:, banned] = -math.inf
+        rows = (scores + slack >= (scores - slack).amax(1, keepdim=True)).any(0).nonzero()[:, 0]
+        return rows[product(x, self.weight[rows]).argmax(1)]
+
+NARROW = not getattr(torch.cpu, "_is_vnni_supported", bool)()  # 7 bits for x where a CPU without VNNI would overflow with 8
+
+def in_8_bits(weight):
+    """weight (m, n), as whole numbers from -127 to 127 with a scale for each row -> (a function x -> x @ weight.T that rounds x too, at
+    each call, the weight as it was rounded)"""
+    scale = weight.abs().amax(1).clamp(min=1e-20) / 127
+    with warnings.catch_warnings():  # such tensors go in PyTorch 2.14
+        warnings.simplefilter("ignore")
+        rounded = torch.quantize_per_channel(weight, scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(rounded, None)
+    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=NARROW), rounded.dequantize()
 
 class Linear(nn.Linear, Matrix):
     """x (..., n) -> x @ weight.T (..., m)"""
@@ -180,6 +201,16 @@ class Embedding(nn.Embedding, Matrix):
 
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467), the mean in float32."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.least = torch.tensor(self.eps, device="cpu")
+
+    def forward(self, x):  # (..., d) -> (..., d)
+        if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.is_cpu:
+            return super().forward(x)
+        size = torch.linalg.vector_norm(x, 2, -1, True)  # the same in fewer steps
+        return (x * self.weight).mul_(torch.addcmul(self.least, size, size, value=1 / x.shape[-1]).rsqrt_())
 
 class PositionBias(nn.Module):
     """The learnt bias on attention scores, one number a head and a bucket of distances (arXiv 1910.10683, section 2.1)."""
@@ -234,19 +265,14 @@ class Attention(nn.Module):
             (q,), (k, v) = self.split(self.q(x)), self.split(self.kv(memory))
         else:
             q, k, v = self.split(self.qkv(x))
-        return self.attend(q, k, v, bias)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, scale=1.0)
+        return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
-    def attend(self, q, k, v, bias):
-        """q (B, H, T, k); k, v (B, H, keys, k), perhaps in another dtype -> (B, T, d)"""
-        B, _, T, _ = q.shape
-        if q.is_cpu and k.dtype == torch.float32 and T <= 16 and B * T > 4 and not torch.is_grad_enabled():  # here the plain steps are quicker
-            scores = q.to(k.dtype) @ k.mT
-            y = (scores if bias is None else scores + bias).softmax(-1) @ v
-        else:
-            p = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q.to(k.dtype), k, v, attn_mask=bias, dropout_p=p, scale=1.0)
-        y = y.transpose(1, 2).flatten(2)
-        return self.out.product(y if y.dtype == q.dtype else y.to(q.dtype))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
+def gated(x, up):
+    """gelu(x) * up, gelu(x) = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))); the logistic form of it is quicker than PyTorch's for many x."""
+    if torch.is_grad_enabled() or x.numel() < 2**16 or x.dtype != torch.float32 or not x.is_cpu:
+        return F.gelu(x, approximate="tanh") * up
+    return torch.addcmul(x, x * x, x, value=0.044715).mul_(math.sqrt(8 / math.pi)).sigmoid_().mul_(x).mul_(up)
 
 class FeedForward(nn.Module):
     """relu(x Wi) Wo, or (gelu(x Wg) * (x Wu)) Wo with both inner matrices held as one (Shazeer 2020, arXiv 2002.05202)."""
@@ -260,12 +286,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x):  # (B, T, d) -> (B, T, d_ff) -> (B, T, d)
         h = self.wi.product(x)
-        if self.gated:
-            gate, up = h.chunk(2, dim=-1)
-            h = F.gelu(gate, approximate="tanh") * up
-        else:
-            h = F.relu(h)
-        return self.wo.product(self.dropout.forward(h))
+        h = gated(*h.chunk(2, dim=-1)) if self.gated else F.relu(h)
+        return self.wo.product(self.dropout(h) if self.training else h)
 
 class Block(nn.Module):
     """One layer of the encoder, or with cross-attention of the decoder; every sublayer is x + dropout(f(norm(x)))."""
@@ -402,8 +424,7 @@ class T5(nn.Module):
         config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "pad_token_id": 0,
                   "eos_token_id": 1, "decoder_start_token_id": 0, **asdict(self.config), "scale_decoder_outputs": tied}  # fmt: skip
         replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-        names = hugging_face_names(self.config).items()
-        tensors = {name: part for ours, theirs in names
+        tensors = {name: part for ours, theirs in hugging_face_names(self.config).items()
                    for name, part in zip(theirs, self.get_parameter(ours).detach().float().cpu().chunk(len(theirs)), strict=True)}  # fmt: skip
         if tied:  # transformers 5 looks for the head by name
             tensors["lm_head.weight"] = tensors["shared.weight"]
@@ -455,22 +476,15 @@ def read_tensors(folder):
         if (folder / name).is_file():
             return read(folder / name)
         if (folder / f"{name}.index.json").is_file():
-            tensors = {}
-            for shard, wanted in read_index(folder / f"{name}.index.json").items():
-                tensors |= (held := read(folder / shard))
-                if wanted - held.keys():
-                    raise CheckpointError(f"{folder / shard} lacks {sorted(wanted - held.keys())[0]}, which the index promises")
-            return tensors
+            return {k: v for shard in read_index(folder / f"{name}.index.json") for k, v in read(folder / shard).items()}
     raise CheckpointError(f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin (or their .index.json) is there")
 
 def read_index(path):
-    """The index of a sharded checkpoint -> {shard's file name: names of its tensors}"""
-    shards = {}
+    """The index of a sharded checkpoint -> the shards' file names"""
     try:
-        for tensor, shard in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items():
-            if Path(shard).name != shard:
-                raise CheckpointError(f"{path}: shard {shard!r} is not a plain file name")
-            shards.setdefault(shard, set()).add(tensor)
+        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        if wrong := [shard for shard in shards if Path(shard).name != shard]:
+            raise CheckpointError(f"{path}: shard {wrong[0]!r} is not a plain file name")
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
         raise CheckpointError(f"{path} is not an index: it needs a weight_map of tensor to file") from None
     return shards
@@ -544,10 +558,10 @@ def fetch(name, weights=True):
     weights=False brings its vocabulary alone. Raises CheckpointError with what to do by hand where the hub can't be reached."""
     if Path(name).is_dir():
         return Path(name)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
-        raise CheckpointError(f"{name!r} is no folder here and no hub name such as google/flan-t5-small")
-    base = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}".rstrip("/") + f"/{name}/resolve/main/"
     folder = cache_folder() / str(name).replace("/", "--")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)) or Path(name).parent.is_dir() and not folder.is_dir():
+        raise CheckpointError(f"{str(name)!r} is no folder here and no hub name such as google/flan-t5-small (a name that begins with a folder here is a path)")
+    base = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}".rstrip("/") + f"/{name}/resolve/main/"
 
     def get(file, optional=False):
         try:
@@ -643,7 +657,10 @@ def main(argv=None):
         sys.exit(2)
     c = model.config
     print(f"{args[0]}: T5 {'v1.0' if c.tie_word_embeddings else 'v1.1'}, {c.num_layers} + {c.num_decoder_layers} layers, width {c.d_model}, "
-          f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}")  # fmt: skip
+          f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}", flush=True)  # fmt: skip
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the reader, say head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

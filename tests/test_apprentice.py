@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden.model_make import SEARCHES, inputs, weights_of
 
-from apprentice import Apprentice, generate, likeliest
+from apprentice import Apprentice, Decoder, generate, likeliest
 from data import Tokenizer, train_vocabulary
 from model import SIZES, T5, T5Config, hugging_face_names, load_weights, write_safetensors
 
@@ -133,18 +133,38 @@ def test_the_likeliest_by_blocks_are_those_of_a_full_sort(words, n):
     assert likeliest(logits, 1)[1][0, 0].item() == 5  # the first of equals, as argmax
 
 
-@pytest.mark.parametrize("queries", [1, 5, 17])
-def test_attention_is_the_same_on_all_its_ways(queries):
-    """With gradients it takes PyTorch's kernel, without them and for few queries the plain steps; both against float64."""
-    attention = golden_model(GOLDEN[0]).decoder.blocks[0].cross
-    q, k, v = (torch.randn(6, attention.heads, n, attention.out.in_features // attention.heads) for n in (queries, 9, 9))
-    bias = torch.randn(6, 1, 1, 9).masked_fill(torch.arange(9) > 6, -math.inf)
-    kernel = attention.attend(q, k, v, bias)
-    with torch.no_grad():
-        plain = attention.attend(q, k, v, bias)
-    y = ((q.double() @ k.double().mT + bias).softmax(-1) @ v.double()).transpose(1, 2).flatten(2) @ attention.out.weight.double().T
-    torch.testing.assert_close(plain.double(), y, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(kernel.double(), y, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_step_gives_the_logits_of_the_whole_pass(tied):
+    """Beams that change parents, sources that leave and padding included, against the decoder without a cache in one pass."""
+    net, (source, mask, _) = golden_model(GOLDEN[tied]), inputs()
+    torch.manual_seed(0)
+    K, written = 3, torch.zeros(len(source), 3, 1, dtype=torch.long)
+    with torch.inference_mode():
+        decoder = Decoder(net, source, mask, K, 6)
+        for t in range(6):
+            logits = net.unembed.product(decoder.step(written[:, :, -1]))
+            whole = net(source.repeat_interleave(K, 0), written.flatten(0, 1), mask.repeat_interleave(K, 0))[:, -1]
+            torch.testing.assert_close(logits.flatten(0, 1), whole, rtol=1e-4, atol=1e-4)
+            parents = torch.randint(K, (len(source), K))
+            decoder.follow(parents)
+            written = torch.cat([written.take_along_dim(parents[..., None], 1), torch.randint(2, 40, (len(source), K, 1))], 2)
+            if t == 2:
+                rows = torch.arange(1, len(source))
+                decoder.keep(rows)
+                source, mask, written = source[rows], mask[rows], written[rows]
+
+
+def test_greedy_with_a_sifted_head_writes_the_same_words(monkeypatch):
+    torch.manual_seed(0)
+    net = T5(T5Config(vocab_size=20000, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=2, tie_word_embeddings=False)).eval()
+    net.lm_head.weight.data[1] *= 6  # a word that ends much, where it may
+    source, seen = torch.randint(2, 20000, (12, 7)), []
+    quick = type(net.unembed).largest
+    monkeypatch.setattr(type(net.unembed), "largest", lambda *args: seen.append(0) or quick(*args))
+    rows = generate(net, source, max_new_tokens=12, min_new_tokens=3)
+    assert seen and min(map(len, rows)) == 3 and max(map(len, rows)) > 3, rows
+    monkeypatch.setattr("apprentice.FEW", 0)
+    assert generate(net, source, max_new_tokens=12, min_new_tokens=3) == rows
 
 
 def ask(*args, stdin=None):

@@ -3,6 +3,8 @@ import doctest
 import json
 import math
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,6 +84,42 @@ def test_packed_weights_change_nothing_and_are_never_stale(tied):
         torch.testing.assert_close(net(x, x), again(x, x))
     net(x, x)
     assert not any(vars(part).get("packed") for part in net.modules())
+
+
+@pytest.mark.parametrize("outlier", [0.0, 30.0])
+def test_the_largest_product_is_that_of_float64(outlier):
+    """However the rows lie: of near and of equal rows the first, of ones that differ in length, and for x with one far number."""
+    torch.manual_seed(0)
+    net, x = m.Linear(64, 3000), torch.randn(9, 64)
+    with torch.no_grad():
+        net.weight[:1500] *= torch.rand(1500, 1) * 3
+        net.weight[2000:2050] = net.weight[1000:1050]  # equal
+        net.weight[2100:2150] = net.weight[1100:1150] + 1e-5 * torch.randn(50, 64)  # nearer than 8 bits can tell
+        x[:, 5] += outlier
+        x[3:6] = net.weight[[1010, 1110, 1120]] * 4
+    y = x.double() @ net.weight.double().T
+    assert torch.equal(net.largest(x, []), y.argmax(1))
+    banned = y.argmax(1)[:2].tolist()
+    y[:, banned] = -math.inf
+    assert torch.equal(net.largest(x, banned), y.argmax(1))
+    with torch.no_grad():
+        net.weight.mul_(-1)  # the copy is not stale
+    assert torch.equal(net.largest(x, []), (x.double() @ net.weight.double().T).argmax(1))
+
+
+def test_quick_steps_are_the_plain_ones_in_float64():
+    torch.manual_seed(0)
+    norm, x = m.RMSNorm(48, 1e-6), torch.randn(3, 5, 48)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        x[0, 0], x[0, 1] = 0, 1e-4  # here eps counts
+        xd = x.double()
+        want = xd / (xd.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
+        torch.testing.assert_close(norm(x).double(), want, rtol=1e-5, atol=1e-6)
+        x, up = torch.linspace(-30, 30, 2**16), torch.randn(2**16)
+        xd = x.double()
+        want = xd / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (xd + 0.044715 * xd**3))) * up
+        torch.testing.assert_close(m.gated(x, up).double(), want.double(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -232,3 +270,17 @@ def test_the_command_prints_parts_that_add_up(tmp_path, capsys):
     assert f"{sum(p.numel() for p in net.parameters()):,}" in capsys.readouterr().out
     m.main(["small"])
     assert "76,961,152" in capsys.readouterr().out  # FLAN-T5-small's parameters, as its model card's file has them
+
+
+def test_a_path_into_a_folder_that_is_here_is_no_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(m, "download", lambda *args: pytest.fail("the hub was asked"))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="'out/nope' is no folder here"):
+        m.fetch("out/nope")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    process = subprocess.Popen([sys.executable, m.__file__, "small"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.communicate()[1], process.returncode) == (b"", 0)
