@@ -202,16 +202,6 @@ class Embedding(nn.Embedding, Matrix):
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467), the mean in float32."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.least = torch.tensor(self.eps, device="cpu")
-
-    def forward(self, x):  # (..., d) -> (..., d)
-        if torch.is_grad_enabled() or x.dtype != torch.float32 or not x.is_cpu:
-            return super().forward(x)
-        size = torch.linalg.vector_norm(x, 2, -1, True)  # the same in fewer steps
-        return (x * self.weight).mul_(torch.addcmul(self.least, size, size, value=1 / x.shape[-1]).rsqrt_())
-
 class PositionBias(nn.Module):
     """The learnt bias on attention scores, one number a head and a bucket of distances (arXiv 1910.10683, section 2.1)."""
 
@@ -268,12 +258,6 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, scale=1.0)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
-def gated(x, up):
-    """gelu(x) * up, gelu(x) = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))); the logistic form of it is quicker than PyTorch's for many x."""
-    if torch.is_grad_enabled() or x.numel() < 2**16 or x.dtype != torch.float32 or not x.is_cpu:
-        return F.gelu(x, approximate="tanh") * up
-    return torch.addcmul(x, x * x, x, value=0.044715).mul_(math.sqrt(8 / math.pi)).sigmoid_().mul_(x).mul_(up)
-
 class FeedForward(nn.Module):
     """relu(x Wi) Wo, or (gelu(x Wg) * (x Wu)) Wo with both inner matrices held as one (Shazeer 2020, arXiv 2002.05202)."""
 
@@ -286,7 +270,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x):  # (B, T, d) -> (B, T, d_ff) -> (B, T, d)
         h = self.wi.product(x)
-        h = gated(*h.chunk(2, dim=-1)) if self.gated else F.relu(h)
+        if self.gated:
+            gate, up = h.chunk(2, dim=-1)
+            h = F.gelu(gate, approximate="tanh") * up
+        else:
+            h = F.relu(h)
         return self.wo.product(self.dropout(h) if self.training else h)
 
 class Block(nn.Module):
