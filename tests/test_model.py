@@ -107,6 +107,7 @@ def test_the_largest_product_is_that_of_float64(outlier):
     assert torch.equal(net.largest(x, []), (x.double() @ net.weight.double().T).argmax(1))
 
 
+@pytest.mark.parametrize("tied", [False, True])
 def test_int8_is_near_and_says_what_it_cannot(tmp_path, tied):
     net = small(tied)
     net.save_pretrained(tmp_path)
