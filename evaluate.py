@@ -17,6 +17,7 @@ import base64
 import functools
 import html
 import io
+import itertools
 import json
 import math
 import random
@@ -32,8 +33,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from apprentice import EOS, Apprentice, cells, options, print_table, run_main
-from data import FRAMES, LABELS, DataError, collate, read_examples
+from apprentice import EOS, TASKS, Apprentice, cells, options, print_table, run_main
+from data import FORMATS, LABELS, DataError, Example, collate, encode_example, read_examples, split_of, stream_examples
+from model import T5, fetch, replace_file
 
 # --- n-gram scores: ROUGE and BLEU ------------------------------------------------------------------------------------
 # ROUGE equals Google's rouge-score 0.1.2 (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"); its stemmer is Porter's
@@ -209,9 +211,10 @@ def label_metrics(gold, predicted):
             "valid": (len(gold) - sum(row["none"] for row in confusion.values())) / len(gold), "macro_f1": sum(seen) / len(seen),
             "labels": labels, "confusion": confusion}  # fmt: skip
 
-def reason_metrics(reasons, references, clusters, seed=0):
-    """Plain means of ROUGE (with stemming) over the rows, the interval of ROUGE-L's F, and BLEU. A row without reference is left out.
-    reasons: N strings; references: N lists of strings; clusters: N premises. None without a reference, or without a reason (labels only)."""
+def reason_metrics(reasons, references, clusters, seed=0, embed=None):
+    """Plain means of ROUGE (with stemming) and, with `embed`, of BERTScore over the rows, intervals of their F, and BLEU. A row without
+    reference is left out. reasons: N strings; references: N lists of strings; clusters: N premises; embed: (reasons, references) -> P, R, F,
+    as `bert_score`. None without a reference, or without a reason (labels only)."""
     rows = [row for row in zip(reasons, references, clusters, strict=True) if row[1]]
     if not any(reason.strip() for reason, _, _ in rows):
         return None
@@ -219,8 +222,10 @@ def reason_metrics(reasons, references, clusters, seed=0):
     scores = [rouge(reason, texts) for reason, texts, _ in tqdm(rows, desc="ROUGE", unit="text", leave=False, disable=len(rows) < 2000)]
     sizes = [len(texts) for texts in references]
     metrics = {"rows": len(rows), "references": " to ".join(sorted({str(min(sizes)), str(max(sizes))})), "stemming": True}
-    metrics |= {kind: dict(zip(("precision", "recall", "f"), np.mean([row[kind] for row in scores], axis=0).tolist(), strict=True)) for kind in ROUGE_KINDS}
-    metrics["rougeL"]["interval"] = bootstrap_interval([row["rougeL"][2] for row in scores], clusters, seed=seed)
+    found = {kind: np.array([row[kind] for row in scores]) for kind in ROUGE_KINDS} | ({"bert_score": torch.stack(embed(reasons, references), 1)} if embed else {})
+    for kind, values in found.items():  # (rows, 3)
+        metrics[kind] = dict(zip(("precision", "recall", "f"), values.mean(0).tolist(), strict=True))
+        metrics[kind]["interval"] = bootstrap_interval(values[:, 2], clusters, seed=seed)
     return {**metrics, "bleu": bleu(reasons, references)}
 
 def join(examples, predictions):
@@ -234,26 +239,24 @@ def join(examples, predictions):
         if wrong:
             count, first = (wrong, "") if isinstance(wrong, int) else (len(wrong), f", the first has the id {wrong[0]!r}")
             raise DataError(f"{count} {what}{first}; was another split or sample answered?")
-    return [{**answers[e.id], "gold_label": e.label, "references": e.explanations, **{key: getattr(e, key) for key in ("premise", "hypothesis", "kind")}}
-            for e in examples]  # fmt: skip
+    return [{**answers[e.id], "gold_label": e.label, "right": float(answers[e.id]["label"] == e.label), "references": e.explanations,
+             "marked": sorted({word for pair in e.highlights for text in pair for part in text.split("*")[1::2] for word in rouge_tokens(part)}),
+             **{key: getattr(e, key) for key in ("premise", "hypothesis", "kind")}} for e in examples]  # fmt: skip
 
-def evaluate(examples, predictions, seed=0):
+def evaluate(examples, predictions, seed=0, embed=None):
     """All metrics of `predictions` (as `join` takes them) on the `examples` (data.Example) that have a gold label, as a dict that json can
-    write. An answer without a label is wrong and stands in "unparseable". DataError if nothing can be scored."""
+    write. An answer without a label is wrong and stands in "unparseable". embed: as in reason_metrics. DataError if nothing can be scored."""
     lines = [line for line in join(examples, predictions) if line["gold_label"]]
     if not lines:
         raise DataError("no row of the data has a gold label, so nothing can be scored")
-    gold, predicted, reasons, references, premises, kinds = (
-        [line[key] for line in lines] for key in ("gold_label", "label", "rationale", "references", "premise", "kind"))  # fmt: skip
-    right, rows = [want == got for want, got in zip(gold, predicted, strict=True)], Counter(kinds)
-    of_kind = Counter(kind for kind, r in zip(kinds, right, strict=True) if r)
+    gold, predicted, reasons, references, premises = ([line[key] for line in lines] for key in ("gold_label", "label", "rationale", "references", "premise"))
+    right = [want == got for want, got in zip(gold, predicted, strict=True)]
     return {"rows": len(lines), "unlabelled": len(examples) - len(lines), "premises": len(set(premises)),
             **label_metrics(gold, predicted), "accuracy_interval": bootstrap_interval(right, premises, seed=seed),
             "unparseable": [line["id"] for line in lines if line["label"] not in LABELS],
-            "kinds": {kind: {"rows": rows[kind], "accuracy": of_kind[kind] / rows[kind]} for kind in sorted(rows) if any(kinds)},
-            "reasons": reason_metrics(reasons, references, premises, seed)}  # fmt: skip
+            "reasons": reason_metrics(reasons, references, premises, seed, embed)}  # fmt: skip
 
-def reference_baselines(examples, seed=0):
+def reference_baselines(examples, seed=0, embed=None):
     """What a reader needs beside a model's figures on the same rows: {name: parts of what evaluate() returns}."""
     scored = [e for e in examples if e.label]
     gold, premises, references = [e.label for e in scored], [e.premise for e in scored], [e.explanations for e in scored]
@@ -263,7 +266,7 @@ def reference_baselines(examples, seed=0):
     reasons = {"copy the hypothesis": ([e.hypothesis for e in scored], references), "template of the gold label": (filled, references),
                "human, against the others": ([(*texts, "")[0] for texts in references], [texts[1:] for texts in references])}  # fmt: skip
     return {f"majority class ({majority})": label_metrics(gold, [majority] * len(gold)),
-            **{name: {"reasons": reason_metrics(*texts, premises, seed)} for name, texts in reasons.items()}}  # fmt: skip
+            **{name: {"reasons": reason_metrics(*texts, premises, seed, embed)} for name, texts in reasons.items()}}  # fmt: skip
 
 def yardsticks(examples, seed=0):
     """reference_baselines, and the labels that a reader of n-grams (see cross_fitted) guesses from the premise, the hypothesis or an explanation
@@ -278,12 +281,13 @@ def yardsticks(examples, seed=0):
     return found | reference_baselines(examples, seed) if lines else {}
 
 @torch.inference_mode()
-def bert_score(predictions, references, model, tokenizer, layer=None, idf=False):
+def bert_score(predictions, references, model, tokenizer, layer=None, idf=False, baseline=(0.0, 0.0, 0.0)):
     """BERTScore (Zhang et al. 2020, arXiv 1904.09675, section 3) of N texts, each against a list of references: tensors P, R, F (N,).
     A token, as the first `layer` blocks of a T5's encoder (None: all) and its final norm embed it, is matched with the token of the other
     text most like it (cosine): P is the mean over the prediction, R over the reference; of several references the best counts, for P, R,
-    F by itself. idf: a token that m of M references hold weighs log((M + 1) / (m + 1)). As the package bert_score has it, but here </s> is
-    read and never matched, padding is no word of likeness 0, and only a text without tokens scores 0 (there one of a single token too)."""
+    F by itself. idf: a token that m of M references hold weighs log((M + 1) / (m + 1)). baseline: P, R and F of texts that have nothing to do
+    with each other; x becomes (x - baseline) / (1 - baseline). As the package bert_score has it, but here </s> is read and never matched,
+    padding is no word of likeness 0, and only a text without tokens scores 0 before the baseline (there one of a single token too)."""
     references = [[texts] if isinstance(texts, str) else texts for texts in references]
     ids = functools.cache(lambda text: tokenizer.encode(text.strip())[:-1])
     seen, M = Counter(i for texts in references for text in texts for i in set(ids(text))), sum(map(len, references))
@@ -311,14 +315,33 @@ def bert_score(predictions, references, model, tokenizer, layer=None, idf=False)
         values = torch.stack([P, R, 2 * P * R / (P + R)], dim=1).nan_to_num(0.0) * both
         for row, found in zip(rows, values.cpu(), strict=True):
             scores[row] = scores[row].maximum(found)
-    return tuple(scores.unbind(1))
+    baseline = torch.tensor(baseline)
+    return tuple(((scores - baseline) / (1 - baseline)).unbind(1))
+
+def bert_scorer(name, examples, layer=0, idf=False, rescale=False, device="cpu"):
+    """(predictions, references) -> P, R, F: bert_score with the encoder of a run, checkpoint folder or hub name; layer 0: all of it.
+    rescale: by a baseline of its own, the mean over up to 2,000 pairs of reasons of different premises among `examples`; it is kept beside
+    the weights in bert_score.json, under all that it depends on, and found there again."""
+    folder, encoder, told = fetch(name), Apprentice.load(name, device=device), [e for e in examples if e.explanations]
+    score = functools.partial(bert_score, model=encoder.model, tokenizer=encoder.tokenizer, layer=layer or None, idf=idf)
+    told = random.Random(0).sample(told, min(len(told), 2001))
+    pairs = [(a.explanations[0], b.explanations[0]) for a, b in zip(told, told[1:], strict=False) if a.premise != b.premise]
+    if not rescale or not pairs:
+        return score
+    weights = [f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model")]
+    key, store = f"layer {layer}, idf {idf}, weights and texts {zlib.crc32(b''.join(weights) + repr(pairs).encode()):08x}", folder / "bert_score.json"
+    known = json.loads(store.read_text()) if store.is_file() else {}
+    if key not in known:
+        known[key] = [float(values.mean()) for values in score(*zip(*pairs, strict=True))]
+        replace_file(store, json.dumps(known, indent=1).encode())
+    return functools.partial(score, baseline=known[key])
 
 # --- findings: one question, a table that answers it, perhaps a picture ----------------------------------------------------
-# What eval.json and the report hold of a question: its table, the docstring of the function that answers it, and what `picture` takes.
+# What eval.json and the report hold of a question: its table, the docstring of the function that answers it, and pictures: what `picture` takes.
 
-def finding(function, table, **picture):
-    """{"about", "table", and what `picture` takes}."""
-    return {"about": " ".join(function.__doc__.split()), "table": table, **picture}
+def finding(function, table, *pictures):
+    """{"about", "table", "pictures"}."""
+    return {"about": " ".join(function.__doc__.split()), "table": table, "pictures": pictures}
 
 def expected_calibration_error(confidence, right, bins=10):
     """(ECE, [(mean confidence, accuracy) of each bin that has rows]) of N probabilities and N bools: the gap between the two in bins of
@@ -340,7 +363,7 @@ def calibration(scores, gold, held_out_scores, held_out_gold):
         table[name] = {"temperature": f"{T:.2f}", "ECE": error, "mean confidence": float(confidence.mean()),
                        "accuracy": float((choice == gold).float().mean()), "log loss": f"{F.cross_entropy(scores / T, gold):.3f}"}  # fmt: skip
         lines[name] = tuple(zip(*points, strict=True))
-    return finding(calibration, table, x="probability of the likeliest label", y="share right", lines=lines)
+    return finding(calibration, table, {"x": "probability of the likeliest label", "y": "share right", "lines": lines})
 
 def mcnemar(first_only, second_only):
     """The exact two-sided p-value of two systems' wins on the rows where just one is right (McNemar 1947; a binomial of 1/2)."""
@@ -348,44 +371,81 @@ def mcnemar(first_only, second_only):
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
 
 def comparison(lines, others, seed=0):
-    """This run minus another on the same rows, with paired bootstrap intervals by premise; and how likely so uneven a split of the rows
-    where just one is right would be if both were equally good (exact McNemar test; it takes rows for independent, which those of one
-    premise are not: where the two disagree, trust the interval)."""
+    """This run minus another on the same rows, with paired bootstrap intervals by premise; and how likely so uneven a split of the rows where just one is
+    right would be if both were equally good (exact McNemar test; it takes rows for independent, which those of one premise are not: where the two
+    disagree, trust the interval). Clauses in common: of all that the two reasons name, what both name."""
     table, premises = {}, [line["premise"] for line in lines]
     for name, their in others.items():
-        gains = {"accuracy": np.subtract(*([float(line["label"] == line["gold_label"]) for line in rows] for rows in (lines, their))),
-                 "ROUGE-L": np.subtract(*([line["ROUGE-L"] for line in rows] for rows in (lines, their)))}  # fmt: skip
-        wins = [int((sign * gains["accuracy"] > 0).sum()) for sign in (1, -1)]
-        row = table[f"minus {name}"] = {"p": f"{mcnemar(*wins):.2g}", "only this right": wins[0], "only the other": wins[1],
-                                        "same answer": float(np.mean([a["label"] == b["label"] for a, b in zip(lines, their, strict=True)]))}  # fmt: skip
+        pairs = list(zip(lines, their, strict=True))
+        gains = {what: np.array([a[key] - b[key] for a, b in pairs]) for what, key in (("accuracy", "right"), ("ROUGE-L", "ROUGE-L"))}
+        wins, differ = [int((sign * gains["accuracy"] > 0).sum()) for sign in (1, -1)], sum(a["label"] != b["label"] for a, b in pairs)
+        named = [(clauses(a["rationale"]), clauses(b["rationale"])) for a, b in pairs]
+        row = table[f"minus {name}"] = {
+            "p": f"{mcnemar(*wins):.2g}", "only this right": wins[0], "only the other": wins[1], "differ, both wrong": differ - sum(wins),
+            "same answer": 1 - differ / len(lines), "clauses in common": float(np.mean([len(a & b) / max(len(a | b), 1) for a, b in named]))}  # fmt: skip
         for what, gain in gains.items():
             row |= {what: float(gain.mean()), f"{what}, 95%": bootstrap_interval(gain, premises, seed=seed)}
     return finding(comparison, table)
 
-TEMPLATES = re.compile("|".join(FRAMES.values()), re.I)  # around the sentences' own words, they say nothing
-JOINTS = re.compile(r"[,.;]|\b(?:and|so|because|since|therefore|but|then|if|while|although)\b")
+TEMPLATES = re.compile(  # the frames of e-SNLI's uninformative reasons (Camburu et al. 2018, appendix A), without the sentences put in them
+    r"just because|do(es)?( not|n't) (mean|imply)|impl(y|ies)|^if .* then |rephras|the same (thing|as)|sentence (1|2|one|two)|^there (is|are) "
+    r"|can('t| ?not)? (infer|assume|also|either)|^either .* or |^it cannot be .* if |contradict|is (not the same|different)", re.I)  # fmt: skip
+JOINTS = re.compile(r"[,.;]|\b(?:and|so|because|since|therefore|but|then|if|while|although)\b", re.I)
 
-def read_reason(line):
-    """What can be seen of one line's reason, by itself and beside its references, as `manner` explains."""
-    reason, texts = line["rationale"], line["references"]
+def clauses(text):
+    """What stands between stops and connectives, each clause as the set of its stems."""
+    return {frozenset(rouge_tokens(part)) for part in JOINTS.split(text) if part.strip()}
+
+def unheard(lines, training):
+    """The runs of three words in the reasons and references of the lines that no explanation of the training examples holds."""
+    new = {run for line in lines for text in (line["rationale"], *line["references"]) for run in _ngrams(rouge_tokens(text, False), 3)}
+    for text in (text for example in tqdm(training, desc="novelty", unit="row", leave=False) for text in example.explanations):
+        new.difference_update(_ngrams(rouge_tokens(text, False), 3))
+    return new
+
+MANNER = ("ROUGE-L", "clauses named", "marked words named", "template", "copy", "new triples", "words", "joints")
+
+def read_reason(line, new=None):
+    """What can be seen of one line's reason, as `manner` explains: by itself, beside its references and, with `new` of unheard(), beside training."""
+    reason, texts, marked, runs = line["rationale"], line["references"], set(line["marked"]), _ngrams(rouge_tokens(line["rationale"], False), 3)
     sides = [rouge(reason, line[side], stem=False) for side in ("premise", "hypothesis")]
-    mine, *theirs = ({frozenset(rouge_tokens(part)) for part in JOINTS.split(text) if part.strip()} for text in (reason, *texts))
+    mine, *theirs = map(clauses, (reason, *texts))
     return {"ROUGE-L": rouge(reason, texts)["rougeL"][2] if texts else 0.0, "clauses named": max((len(mine & t) / max(len(t), 1) for t in theirs), default=0.0),
+            **({"marked words named": len(marked & set(rouge_tokens(reason))) / len(marked)} if marked else {}),
             "template": float(bool(TEMPLATES.search(reason)) and max(scores["rouge1"][1] for scores in sides) >= 0.8),
-            "copy": float(max(scores["rougeL"][0] for scores in sides) >= 0.9), "words": len(reason.split()), "joints": len(JOINTS.findall(reason))}
+            "copy": float(max(scores["rougeL"][0] for scores in sides) >= 0.9), **({"new triples": len(runs.keys() & new) / len(runs)} if new and runs else {}),
+            "words": len(reason.split()), "joints": len(JOINTS.findall(reason))}  # fmt: skip
+
+def means(lines, keys):
+    """The mean of what the lines hold under each key, over those that hold it."""
+    return {key: float(np.mean(values)) for key in keys if (values := [line[key] for line in lines if key in line])}
 
 def manner(named_lines):
-    """How the reasons are made. Clauses named: of the nearest human reason's clauses those that are there, word for word but for order.
-    Template: a known empty frame of e-SNLI (Camburu et al. 2018) around 80% of a sentence's words. Copy: 90% of its words stand in one
-    sentence, in that order. Joints: connectives and stops. The human row is the first reason against the others. None of it knows meaning."""
-    human = [{**line, "rationale": texts[0], "references": texts[1:]} for line in next(iter(named_lines.values())) if (texts := line["references"])]
+    """How the reasons are made. Clauses named: of the nearest human reason's clauses those that are there, word for word but for order; marked words: of those
+    that people marked in the pair. Template: a known empty frame of e-SNLI (Camburu et al. 2018) around 80% of a sentence's words. Copy: 90% of its words
+    stand in one sentence, in that order. New triples: of its runs of three words those that no training reason holds. Joints: connectives and stops. The
+    human row is the first reason against the others. None of it knows meaning."""
     table = {}
-    for name, lines in {**named_lines, "human": [{**line, **read_reason(line)} for line in human]}.items():
-        if any(line["rationale"] for line in lines):
-            mean, different = {key: float(np.mean([line[key] for line in lines])) for key in read_reason(lines[0])}, {line["rationale"] for line in lines}
+    for name, lines in named_lines.items():
+        mean, different = means(lines, MANNER), {line["rationale"] for line in lines} - {""}
+        joints = Counter(joint for line in lines for joint in JOINTS.findall(line["rationale"].lower()))
+        if different:
             table[name] = mean | {"words": f"{mean['words']:.1f}", "joints": f"{mean['joints']:.1f}", "different reasons": len(different) / len(lines),
-                                  "different words": len({word for reason in different for word in reason.lower().split()})}  # fmt: skip
+                                  "different words": len({word for reason in different for word in reason.lower().split()}),
+                                  "the most used joints": " ".join(joint for joint, _ in joints.most_common(4))}  # fmt: skip
     return finding(manner, table)
+
+def breakdown(lines):
+    """Where is it right, and where are its reasons like people's? By gold label, by kind of inference where the data tells it, and by thirds of the rows.
+    Groups overlap (the long pairs may be the neutral ones), so a difference between two has more than one possible cause."""
+    groups = {f"{what}: {value}": [line for line in lines if line[key] == value] for what, key in (("gold", "gold_label"), ("kind", "kind"))
+              for value in sorted({line[key] for line in lines} - {""})}  # fmt: skip
+    for what, size in {"words of the pair": lambda line: len(f"{line['premise']} {line['hypothesis']}".split()), "words of the reason": lambda line: line["words"],
+                       "% of the hypothesis' words in the premise": lambda line: 100 * rouge(line["premise"], line["hypothesis"])["rouge1"][1]}.items():  # fmt: skip
+        sizes = np.array([size(line) for line in lines])
+        third = np.searchsorted(np.quantile(sizes, (1 / 3, 2 / 3)), sizes)
+        groups |= {f"{what}: {sizes[third == k].min():.0f} to {sizes[third == k].max():.0f}": [lines[i] for i in np.flatnonzero(third == k)] for k in {*third}}
+    return finding(breakdown, {name: {"rows": len(rows), **means(rows, ("right", *MANNER[:-2]))} for name, rows in groups.items()})
 
 # --- is it the reason? Tests of faithfulness --------------------------------------------------------------------------------
 
@@ -426,16 +486,22 @@ def leakage_adjusted(from_input, from_reason, from_both, premises, seed=0):
     return {"LAS": value, "95% interval": interval, "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
             "that do not": int((1 - leaks).sum()), "right from input": float(np.mean(from_input)), "from both": float(np.mean(from_both))}  # fmt: skip
 
-def simulatability(lines, seed=0):
-    """Does the reason help to foresee the answer, beyond giving it away? LAS (Hase et al. 2020), its two bins, and plain simulatability,
-    with n-grams for a simulator: cheap and blind to how the sentences hang together, so this is a lower bound. A bin of few rows tells
-    nothing, and a reason made up after the answer can help as much as the true one."""
+def simulatability(lines, seed=0, simulator=None):
+    """Does the reason help to foresee the answer, beyond giving it away? LAS (Hase et al. 2020), its two bins, and plain simulatability. N-grams for a simulator
+    are cheap and blind to how the sentences hang together: a lower bound. The T5 of configs/simulator.py, which takes minutes to train, has learnt this run's
+    answers from input, reason or both, and is asked of premises that it did not learn from. A bin of few rows tells nothing, and a reason made up after
+    the answer can help as much as the true one."""
     marked = [re.sub(r"\w+", r"p_\g<0>", line["premise"]) + re.sub(r"\w+", r" h_\g<0>", line["hypothesis"]) for line in lines]
     reasons, answers = [line["rationale"] for line in lines], [line["label"] for line in lines]
     views = {"input": marked, "reason": reasons, "both": [f"{a} {b}" for a, b in zip(marked, reasons, strict=True)]}
     guesses = cross_fitted(lines, [(i, text, answers[i]) for texts in views.values() for i, text in enumerate(texts)], views)
     right = (np.array(guesses[view]) == answers for view in views)
-    return finding(simulatability, {"n-grams": leakage_adjusted(*right, [line["premise"] for line in lines], seed)})
+    table = {"n-grams": leakage_adjusted(*right, [line["premise"] for line in lines], seed)}
+    if simulator and (unseen := [line for line in lines if split_of(line["premise"]) != "train"]):
+        guesses = simulator.answer([(line["premise"], line["hypothesis"]) for line in unseen], rationales=[line["rationale"] for line in unseen])
+        right = zip(*([guess == line["label"] for guess in a.text.split("\n")] for a, line in zip(guesses, unseen, strict=True)), strict=True)
+        table["T5"] = leakage_adjusted(*right, [line["premise"] for line in unseen], seed)  # it wrote three guesses: of input, reason, both
+    return finding(simulatability, table)
 
 def swapped(lines, same, seed=0):
     """For each line another one, drawn among those with the same answer (same=False: with a different one); an empty one if there is none."""
@@ -485,26 +551,132 @@ def forced_reasons(lines, score, seed=0):
     forced |= {f"another row's, {'same' if same else 'other'} answer": [line["rationale"] for line in swapped(lines, same, seed)] for same in (True, False)}
     choices = [score(pairs, reasons).argmax(-1) for reasons in forced.values()]  # score -> (N, 3), as Apprentice.score_labels
     moves = [float((choice != choices[0]).float().mean()) for choice in choices]
+    lines = {"cut reasons": ((100, 75, 50, 25, 0), moves[:5])}
     return finding(forced_reasons, {name: {"answer moves": share} for name, share in zip(forced, moves, strict=True)},
-                   x="share of the reason kept, %", y="share of answers that move", lines={"cut reasons": ((100, 75, 50, 25, 0), moves[:5])})  # fmt: skip
+                   {"x": "share of the reason kept, %", "y": "share of answers that move", "lines": lines})  # fmt: skip
+
+def noise_curves(lines, apprentice, seed=0):
+    """Do answer and reason give way together? Gaussian noise of growing size, in standard deviations of the embeddings, is added to what the encoder reads
+    (Wiegreffe et al. 2021, arXiv 2010.12762, section 4.1). Kept: ROUGE-L to the reason without noise, where the answer stayed and where it moved. Costs an
+    answer a row and size. A reason that rests on what the answer rests on falls with it; but both may also fall at once each for a cause of its own."""
+    scale, generator, table = float(apprentice.model.shared.weight.std()), torch.Generator().manual_seed(seed), {}
+    for size in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
+        noisy = lambda _, args, size=size: (args[0] + size * scale * torch.randn(args[0].shape, generator=generator).to(args[0]), *args[1:])  # noqa: E731
+        hook = apprentice.model.encoder.register_forward_pre_hook(noisy)
+        answers = apprentice.answer([(line["premise"], line["hypothesis"]) for line in lines])
+        hook.remove()
+        rows = [{"answer stays": (stays := a.label == line["label"]), "right": a.label == line["gold_label"], "ROUGE-L": rouge(a.rationale, line["references"] or "")["rougeL"][2],
+                 f"kept, answer {'stays' if stays else 'moves'}": rouge(a.rationale, line["rationale"])["rougeL"][2]} for a, line in zip(answers, lines, strict=True)]
+        table[f"noise {size:g}"] = means(rows, ("answer stays", "right", "ROUGE-L", "kept, answer stays", "kept, answer moves"))
+    curves = {what: ([float(name.split()[1]) for name in table], [row[what] for row in table.values()]) for what in ("answer stays", "right", "ROUGE-L")}
+    return finding(noise_curves, table, {"x": "noise, in standard deviations of the embeddings", "y": "share", "lines": curves})
+
+def lessons(apprentice, examples):
+    """[(format, Batch)]: the examples, targets too, as each task of the run puts them."""
+    formats = [FORMATS[name] for name in TASKS.get(apprentice.format, (apprentice.format,))]
+    limits, device = (apprentice.max_source, apprentice.max_target), apprentice.model.shared.weight.device
+    return [(f, collate([encode_example(apprentice.tokenizer, f, e, 0, *limits) for e in examples]).to(device)) for f in formats]
+
+def attributions(apprentice, line, reason):
+    """How much each token of the pair matters to the label and to the reason {"label": (S,), "rationale": (S,)} of a model that is made to give
+    the line's label and this reason: |gradient x input|, the input an embedding, the gradient that of the log-probability."""
+    found, model = {}, apprentice.model
+    for format, batch in lessons(apprentice, [Example(line["id"], line["premise"], line["hypothesis"], line["label"], (reason,))]):
+        embedded = model.shared(batch.source).detach().requires_grad_()  # (1, S, d)
+        logits = model.unembed.product(model.decode(T5.shift_right(batch.labels), model.encoder(embedded)))
+        scores = -F.cross_entropy(logits[0], batch.labels[0], reduction="none")  # (T,)
+        first_word = len(apprentice.tokenizer.encode(format.write("", "")[0].split()[0])) - 1  # "explain:", which the other task lacks
+        for part in format.parts:
+            slope = torch.autograd.grad(scores[batch.label_tokens[0] == (part == "label")].sum(), embedded, retain_graph=True)[0]
+            found[part] = (slope * embedded).sum(-1).abs()[0, first_word:-1].detach().cpu().numpy()
+    return found
+
+def attribution_overlap(lines, apprentice, seed=0):
+    """Do label and reason rest on the same words? Spearman's rank correlation, over the tokens of the pair, of what matters to the label and what to the reason by
+    gradient x input (after Wiegreffe et al. 2021, section 4.2): mean and interval of the rows; as control the model is made to give another row's reason for
+    that answer. Two passes a row. Gradients see very small changes only, and words can matter to both without the one leading to the other."""
+    table = {}
+    for name, told in (("its own reason", lines), ("control: another row's", swapped(lines, True, seed))):
+        both = [attributions(apprentice, line, other["rationale"]) for line, other in zip(lines, told, strict=True)]
+        values = [np.corrcoef(*(one[part].argsort().argsort() for part in ("label", "rationale")))[0, 1] for one in both]
+        low, high = bootstrap_interval(values, [line["premise"] for line in lines], seed=seed)
+        table[name] = {"rank correlation": f"{np.mean(values):.2f}", "95% interval": f"{low:.2f} to {high:.2f}"}
+    return finding(attribution_overlap, table)
+
+@torch.no_grad()
+def landscape(examples, apprentice, points, seed=0):
+    """How does the loss lie around the weights? Mean cross-entropy of a token of gold labels and human reasons (of up to 64 rows), at the weights plus a and b times
+    two random directions. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4),
+    so that a step of 1 undoes as much in every run; norms stand still. Two directions of a million: a slice, and a flat one proves no good generalisation."""
+    steps, generator, batches = np.linspace(-1, 1, points | 1), torch.Generator().manual_seed(seed), [batch for _, batch in lessons(apprentice, examples)]
+    weights = {p: p.detach().clone() for p in apprentice.model.parameters() if p.dim() == 2}
+    drawn = [[torch.randn(w.shape, generator=generator).to(w) for w in weights.values()] for _ in "ab"]
+    ways = [[d * (w.norm(dim=1, keepdim=True) / d.norm(dim=1, keepdim=True)) for d, w in zip(way, weights.values(), strict=True)] for way in drawn]
+    grid = np.zeros((len(steps), len(steps)))
+    try:
+        for i, j in tqdm(np.ndindex(grid.shape), total=grid.size, desc="landscape", unit="point"):
+            for (p, w), a, b in zip(weights.items(), *ways, strict=True):
+                p.copy_(w + steps[i] * a + steps[j] * b)
+            grid[i, j] = np.mean([float(F.cross_entropy(apprentice.model(batch.source, T5.shift_right(batch.labels), batch.source_mask).flatten(0, 1),
+                                                        batch.labels.flatten())) for batch in batches])  # fmt: skip
+    finally:
+        for p, w in weights.items():
+            p.copy_(w)
+    far, middle = np.maximum(*np.abs(np.meshgrid(steps, steps))), len(steps) // 2
+    rings = {f"at most {most:g} away": grid[far <= most] for most in (0, 0.25, 0.5, 1)}
+    return finding(landscape, {name: {"mean loss": f"{ring.mean():.3f}", "lowest": f"{ring.min():.3f}", "highest": f"{ring.max():.3f}"} for name, ring in rings.items()},
+                   {"x": "first direction", "y": "second direction", "contours": (steps.tolist(), grid.T.tolist())},
+                   {"x": "step", "y": "loss", "lines": {"first direction": (steps.tolist(), grid[:, middle].tolist()),
+                                                        "second direction": (steps.tolist(), grid[middle].tolist())}})  # fmt: skip
 
 # --- tables, pictures and the page ------------------------------------------------------------------------------------
 
 def headline(metrics):
-    """Intervals are bootstrapped over premises. ROUGE: F of the best reference, Porter stemming, the plain mean of the rows; BLEU: of the whole
-    corpus. N-gram scores prove little: compare the copy and the template. The human has one reference fewer, which lowers the figures."""
+    """Intervals are bootstrapped over premises. ROUGE: F of the best reference, Porter stemming, the plain mean of the rows; BLEU: of the whole corpus.
+    N-gram scores prove little: compare the copy and the template. The human has one reference fewer, which lowers the figures."""
     reasons = metrics.get("reasons") or {}
     shares = {kind.replace("rouge", "ROUGE-"): reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS} | {"BLEU": reasons.get("bleu", math.nan) / 100}
     columns = ("parameters", "accuracy", "accuracy interval", "valid", "macro f1", "ms an answer")
-    return {name: metrics.get(name.replace(" ", "_")) for name in columns} | shares
+    return {name: metrics.get(name.replace(" ", "_")) for name in columns} | shares | ({"BERTScore": reasons["bert_score"]["f"]} if "bert_score" in reasons else {})
 
-def picture(x, y, lines=None, confusion=None):
-    """PNG bytes: curves {name: (xs, ys)}, or a confusion matrix, a row a gold label; colour and percent are shares of the row."""
+def trade_off(results):
+    """What does quality cost? ms and MB: of an answer of 32 tokens, float32 on a CPU, as bench.py measured them (RUN/bench.json). LAS is the n-grams', nearer
+    (Consistency) how often a reason is nearer to its own pair than to another's. On the front: of the costs, those for which no other run is as right for
+    less or more right for as little (Pareto; a disc in the pictures, others are crosses). Differences within the intervals are none."""
+    table = {}
+    for name, result in results.items():
+        bench = json.loads(path.read_text()) if (path := Path(name) / "bench.json").is_file() else {}
+        tests = {title: next(iter(found["table"].values())) for title, found in result["findings"].items()}
+        table[name] = {"accuracy": result["accuracy"], "ROUGE-L": headline(result)["ROUGE-L"], "LAS": tests.get("Simulatability", {}).get("LAS"),
+                       "nearer": tests.get("Consistency", {}).get("nearer to its own pair"), "parameters": result.get("parameters", 0),
+                       "ms": bench.get("latency_ms", {}).get("float32", {}).get("median"), "MB": bench.get("memory_bytes", {}).get("float32", 0) / 1e6}  # fmt: skip
+    most, costs = max(table.values(), key=lambda row: row["parameters"]), [cost for cost in ("parameters", "ms", "MB") if all(row[cost] for row in table.values())]
+
+    def best(row, cost, value):
+        return not any(o[cost] <= row[cost] and o[value] >= row[value] and (o[cost], o[value]) != (row[cost], row[value]) for o in table.values())
+
+    pictures = [{"x": cost, "y": value, "lines": {name: ([row[cost]], [row[value]], "o" if best(row, cost, value) else "x") for name, row in table.items()}}
+                for value in ("accuracy", "ROUGE-L", "nearer") for cost in costs if all(row[value] is not None for row in table.values())]  # fmt: skip
+    for row in table.values():
+        row["on the front"] = " ".join(cost for cost in costs if best(row, cost, "accuracy"))
+        parts = {"accuracy": f"{row['accuracy'] / most['accuracy']:.0%} of the accuracy", "parameters": f"{row['parameters'] / (most['parameters'] or 1):.0%} of the parameters",
+                 "ms": f"{most['ms'] / row['ms']:.1f} times as fast" if "ms" in costs else ""}
+        row["beside the largest"] = ", ".join(part for part in parts.values() if part)
+        row |= {"ms": row["ms"] and f"{row['ms']:.1f}", "MB": f"{row['MB']:.1f}" if row["MB"] else None}
+    return finding(trade_off, table, *pictures)
+
+def picture(x, y, lines=None, confusion=None, contours=None):
+    """PNG bytes: curves {name: (xs, ys) or (xs, ys, matplotlib's format)}; or a confusion matrix, a row a gold label, where colour and percent are shares of
+    the row; or the contours (steps, heights: a row a step of y) of a square."""
     figure, png = Figure(figsize=(5.6, 3.9), dpi=160, layout="constrained"), io.BytesIO()
     axes = figure.subplots()
-    for name, points in (lines or {}).items():
-        axes.plot(*points, "o-", label=name)
+    for name, (xs, ys, *style) in (lines or {}).items():
+        axes.plot(xs, ys, *(style or ["o-"]), label=name)
         axes.legend()
+    if contours:
+        steps, heights = contours
+        levels = np.geomspace(np.min(heights), np.max(heights) * 1.001, 17)
+        figure.colorbar(axes.contourf(steps, steps, heights, levels, norm="log", cmap="viridis_r"), ticks=levels[::4], format="%.2g", label="loss")
     if confusion:
         counts = np.array([list(row.values()) for row in confusion.values()])
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -524,6 +696,7 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 70rem; background: 
 div { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; overflow-wrap: normal }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; font-weight: 400 } dd { white-space: pre-wrap }
 th:first-child, td:first-child { text-align: left; padding-left: 0 } tr:nth-child(2) td { font-weight: 600 } img { width: 100%; max-width: 34rem }
+figure { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: .5rem; margin: 1rem 0 }
 article { background: var(--card); border-radius: .6rem; padding: .8rem 1rem; margin: .75rem 0 } .good { color: var(--good) } .bad { color: var(--bad) }
 dl { display: grid; grid-template-columns: minmax(5.5rem, 1fr) 6fr; gap: .2rem .75rem } dl, dd { margin: 0 } summary { cursor: pointer; margin: .8rem 0 }"""
 
@@ -552,10 +725,9 @@ def report_page(result, lines):
               "Where the runs part": [line for line in lines if line.get("others")]}  # fmt: skip
     parts = [f"<h1>{html.escape(result['run'])}</h1><p>{html.escape(result['about'])}<p><b>{100 * result['accuracy']:.1f}%</b> right"]
     for title, found in result["findings"].items():
-        parts.append(f"<h2>{title}</h2>{html_table(found['table'])}<p>{html.escape(found['about'])}")
-        if "x" in found:
-            png = base64.b64encode(picture(**{key: value for key, value in found.items() if key not in ("table", "about")})).decode()
-            parts.append(f'<p><img alt="{found["y"]} by {found["x"]}" src="data:image/png;base64,{png}">')
+        images = ((f"{shown['y']} by {shown['x']}", base64.b64encode(picture(**shown)).decode()) for shown in found["pictures"])
+        parts += [f"<h2>{title}</h2>{html_table(found['table'])}<p>{html.escape(found['about'])}<figure>",
+                  *(f'<img alt="{html.escape(what)}" src="data:image/png;base64,{png}">' for what, png in images), "</figure>"]  # fmt: skip
     for title, group in groups.items():
         parts += [f"<details><summary>{title}: {min(10, len(group))} of {len(group):,}</summary>", *map(html_card, group[:10]), "</details>"]
     return ('<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
@@ -577,8 +749,12 @@ def read_predictions(path):
             raise DataError(f"{path}, line {number}: {line[:80]}: id, label (of {', '.join(LABELS)}, or null) and rationale (text) are needed") from None
     return predictions
 
-def judge(path, opt, known):
-    """One run folder or predictions file by itself: (what eval.json will hold, the lines of predictions.jsonl). known: baselines, by rows."""
+def answers_of(path):
+    """The file that holds the answers of a run folder or is a predictions file."""
+    return (path / "predictions.jsonl" if path.is_dir() else path).resolve()
+
+def judge(path, opt, baselines, simulators):
+    """One run folder or predictions file by itself: (what eval.json will hold, the lines of predictions.jsonl, the same with a human's reason)."""
     apprentice = Apprentice.load(path, device=opt["device"]) if path.is_dir() else None
     predictions, settings = (None, apprentice.run.get("settings", {})) if apprentice else (read_predictions(path), {})
     name, split, seed = opt["data"] or settings.get("data"), opt["split"] or "test", opt["seed"]
@@ -589,6 +765,7 @@ def judge(path, opt, known):
     everything = read_examples(name, split=None if split == "all" else split)
     size = min(opt["limit"] or len(everything), len(everything))
     examples = [everything[i] for i in sorted(random.Random(seed).sample(range(len(everything)), size))]
+    embed = opt["bert_score"] and bert_scorer(opt["bert_score"], everything, opt["layer"], opt["idf"], opt["rescale"], opt["device"])
     if apprentice:
         print(f"{path} answers {size:,} rows of {name}, split {split}")
         ask = functools.partial(apprentice.answer_once, folder=path, num_beams=opt["num_beams"])
@@ -596,15 +773,18 @@ def judge(path, opt, known):
         predictions = [{"id": e.id, **vars(a)} for e, a in zip(examples, ask(pairs), strict=True)]
     ids, kept = ({e.id for e in rows} for rows in (everything, examples))
     predictions = [p for p in predictions if p["id"] in kept or p["id"] not in ids]  # without what --limit leaves out
-    result = {"run": str(path), "data": name, "split": split, "limit": opt["limit"], "seed": seed, "num_beams": opt["num_beams"],
-              **evaluate(examples, predictions, seed), **(apprentice.cost(pairs[:20]) if apprentice else {}), "settings": settings}  # fmt: skip
-    known[name, split] = result["baselines"] = known.get((name, split)) or reference_baselines(examples, seed)  # the same for every run
+    result = {"run": str(path), "data": name, **{key: value for key, value in opt.items() if key != "data"}, "split": split,
+              **evaluate(examples, predictions, seed, embed), **(apprentice.cost(pairs[:20]) if apprentice else {}), "settings": settings}  # fmt: skip
+    baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed, embed)  # the same for every run
     result["about"] = (f"{result['rows']:,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, "
                        f"{result['premises']:,} premises" + f", {result['unlabelled']:,} rows without a gold label left out" * bool(result["unlabelled"]))
-    lines = [{**line, **read_reason(line)} for line in join(examples, predictions) if line["gold_label"]]
-    said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {}
+    lines = [line for line in join(examples, predictions) if line["gold_label"]]
+    new = unheard(lines, itertools.islice(stream_examples(settings["data"], "train"), settings.get("labelled_rows") or None)) if "data" in settings else None
+    human = [{**line, "rationale": texts[0], "references": texts[1:]} for line in lines if (texts := line["references"])]
+    lines, human = ([{**line, **read_reason(line, new)} for line in rows] for rows in (lines, human))
+    said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {"Where it is right": breakdown(lines)}
     if len({line["premise"] for line in said}) >= 50:
-        found |= {"Simulatability": simulatability(said, seed), "Consistency": consistency(said, seed)}
+        found |= {"Simulatability": simulatability(said, seed, simulators.get(answers_of(path))), "Consistency": consistency(said, seed)}
     if apprentice and opt["probes"]:
         sides = [[e for e in rows if e.label] for rows in (examples, read_examples(name, "validation", 1000))]
         pairs = [[(e.premise, e.hypothesis) for e in side] for side in sides]
@@ -617,7 +797,11 @@ def judge(path, opt, known):
             found["Inserted words"] = insertions(few, ask, seed)
             if reason_first:
                 found["Forced reasons"] = forced_reasons(few, apprentice.score_labels, seed)
-    return {**result, "findings": found}, lines
+            else:
+                found |= {"Noise": noise_curves(few, apprentice, seed), "Attribution": attribution_overlap(few, apprentice, seed)}
+    if apprentice and opt["landscape"]:
+        found["Landscape"] = landscape([e for e in examples if e.label][:64], apprentice, opt["landscape"], seed)
+    return {**result, "findings": found}, lines, human
 
 def write_results(path, result, lines):
     """Write the files that the module docstring names for the run folder or predictions file `path`, and say where they are."""
@@ -635,26 +819,31 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if not argv or "-h" in argv or "--help" in argv:
         return print(__doc__)
-    words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, device="cpu")
-    if opt["data"] and not words:  # what python data.py ends with
-        examples = read_examples(opt["data"], opt["split"] or None, opt["limit"])
-        return print_table({name: headline(metrics) for name, metrics in yardsticks(examples, opt["seed"]).items()})
+    words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, device="cpu", simulator="", landscape=0,
+                         bert_score="", layer=0, idf=False, rescale=False)  # fmt: skip
     for path in map(Path, words):  # before the first run has answered for an hour
         if not path.is_dir() and not (path.suffix == ".jsonl" and path.is_file()):
             raise DataError(f"{path} is neither a run folder nor a predictions file (*.jsonl)")
-    low = [name for name in ("limit", "seed", "probes", "num_beams") if opt[name] < (name == "num_beams")]
+    low = [name for name in ("limit", "seed", "probes", "num_beams", "landscape", "layer") if opt[name] < (name == "num_beams")]
     if low or not words:
         raise DataError(f"--{low[0]}={opt[low[0]]} is too low" if low else "name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
-    done = dict(zip(words, map(functools.partial(judge, opt=opt, known={}), map(Path, words)), strict=True))
-    for path, (result, lines) in done.items():
-        others = {name: their for name, (other, their) in done.items() if name != path and all(other[key] == result[key] for key in ("data", "split"))}
+    simulators = {}  # of the answers that each has learnt to foresee
+    for name in filter(None, opt["simulator"].split(",")):
+        simulator = Apprentice.load(name, device=opt["device"])
+        simulators[Path(simulator.run.get("settings", {}).get("data", "")).resolve()] = simulator
+        if simulator.format != "simulate" or not simulators.keys() <= {answers_of(Path(word)) for word in words}:
+            raise DataError(f"{name} has learnt no run's answers here: python distill.py configs/simulator.py --data={answers_of(Path(words[0]))} teaches one")
+    done = dict(zip(words, map(functools.partial(judge, opt=opt, baselines={}, simulators=simulators), map(Path, words)), strict=True))
+    for path, (result, lines, human) in done.items():
+        others = {name: their for name, (other, their, _) in done.items() if name != path and all(other[key] == result[key] for key in ("data", "split"))}
         for i, line in enumerate(lines):
             line["others"] = {name: f"{other[i]['label']}: {other[i]['rationale']}" for name, other in others.items() if other[i]["label"] != line["label"]}
-        table = {name: headline(metrics) for name, metrics in {path: result, **{o: done[o][0] for o in others}, **result["baselines"]}.items()}
-        labels = finding(label_metrics, result["labels"] | result["kinds"], x="predicted", y="gold", confusion=result["confusion"])
-        result["findings"] = {"The answers": finding(headline, table), "Labels and kinds": labels,
-                              "The reasons": manner({path: lines, **others}), **result["findings"],
-                              **({"Against the others": comparison(lines, others, opt["seed"])} if others else {})}  # fmt: skip
+        beside = {path: result, **{name: done[name][0] for name in others}}
+        table = {name: headline(metrics) for name, metrics in (beside | result["baselines"]).items()}
+        labels = finding(label_metrics, result["labels"], {"x": "predicted", "y": "gold", "confusion": result["confusion"]})
+        result["findings"] = {"The answers": finding(headline, table), "Labels": labels, "The reasons": manner({path: lines, **others, "human": human}),
+                              **({"Against the others": comparison(lines, others, opt["seed"]), "The trade-off": trade_off(beside)} if others else {}),
+                              **result["findings"]}  # fmt: skip
         for title, found in result["findings"].items():
             print(f"\n{path}, {result['about']}: {title}")
             print_table(found["table"])
