@@ -112,9 +112,8 @@ def _scores(hits, predicted, wanted):
     return precision, recall, 2 * precision * recall / (precision + recall) if hits else 0.0
 
 def _lcs(reference, prediction):
-    """Indices into `reference` of a longest common subsequence: of two equally long ways back, the one that drops a token of the reference
-    first, as rouge-score does. Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): bit i of row j is 0 where the
-    LCS with the first j tokens of `prediction` grows at token i of `reference`."""
+    """Indices into `reference` of a longest common subsequence: of two equally long ways back, the one that drops a token of the reference first, as
+    rouge-score does. Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): bit i of row j is 0 where token i makes it longer."""
     places, full = {}, (1 << len(reference)) - 1
     for i, token in enumerate(reference):
         places[token] = places.get(token, 0) | 1 << i
@@ -124,13 +123,10 @@ def _lcs(reference, prediction):
         rows.append(((rows[-1] + matches) | (rows[-1] - matches)) & full)
     i, j, found = len(reference), len(prediction), set()
     while i and j:
-        if reference[i - 1] == prediction[j - 1]:
-            i, j = i - 1, j - 1
-            found.add(i)
-        elif rows[j] >> (i - 1) & 1:
-            i -= 1
-        else:
-            j -= 1
+        match = reference[i - 1] == prediction[j - 1]
+        if match:
+            found.add(i - 1)
+        i, j = i - (match or rows[j] >> (i - 1) & 1), j - (match or not rows[j] >> (i - 1) & 1)
     return found
 
 def rouge(prediction, references, stem=True):
@@ -212,47 +208,42 @@ def label_metrics(gold, predicted):
             "labels": labels, "confusion": confusion}  # fmt: skip
 
 def reason_metrics(reasons, references, clusters, seed=0, embed=None):
-    """Plain means of ROUGE (with stemming) and, with `embed`, of BERTScore over the rows, intervals of their F, and BLEU. A row without
-    reference is left out. reasons: N strings; references: N lists of strings; clusters: N premises; embed: (reasons, references) -> P, R, F,
-    as `bert_score`. None without a reference, or without a reason (labels only)."""
+    """Plain means over the rows of ROUGE (with stemming) and, with `embed`, of BERTScore, an interval of each F, and BLEU. A row without reference is left out.
+    reasons: N strings; references: N lists of strings; clusters: N premises; embed: (reasons, references) -> P, R, F, as `bert_score`. None without a
+    reference, or without a reason (labels only)."""
     rows = [row for row in zip(reasons, references, clusters, strict=True) if row[1]]
     if not any(reason.strip() for reason, _, _ in rows):
         return None
     reasons, references, clusters = zip(*rows, strict=True)
     scores = [rouge(reason, texts) for reason, texts, _ in tqdm(rows, desc="ROUGE", unit="text", leave=False, disable=len(rows) < 2000)]
-    sizes = [len(texts) for texts in references]
-    metrics = {"rows": len(rows), "references": " to ".join(sorted({str(min(sizes)), str(max(sizes))})), "stemming": True}
-    found = {kind: np.array([row[kind] for row in scores]) for kind in ROUGE_KINDS} | ({"bert_score": torch.stack(embed(reasons, references), 1)} if embed else {})
-    for kind, values in found.items():  # (rows, 3)
-        metrics[kind] = dict(zip(("precision", "recall", "f"), values.mean(0).tolist(), strict=True))
-        metrics[kind]["interval"] = bootstrap_interval(values[:, 2], clusters, seed=seed)
-    return {**metrics, "bleu": bleu(reasons, references)}
+    values = {kind: np.array([row[kind] for row in scores]) for kind in ROUGE_KINDS}  # (rows, 3)
+    values |= {"bert_score": torch.stack(embed(reasons, references), 1)} if embed else {}
+    found = {kind: {**dict(zip(("precision", "recall", "f"), value.mean(0).tolist(), strict=True)),
+                    "interval": bootstrap_interval(value[:, 2], clusters, seed=seed)} for kind, value in values.items()}  # fmt: skip
+    counts = {str(len(texts)) for texts in references}
+    return {"rows": len(rows), "references": " to ".join(sorted({min(counts), max(counts)})), "stemming": True, **found, "bleu": bleu(reasons, references)}
 
 def join(examples, predictions):
-    """The lines of predictions.jsonl: each prediction (a dict with id, label of LABELS or None, rationale), and what its example holds
-    beside it. DataError unless every example has exactly one prediction, found by its id."""
+    """The lines of predictions.jsonl: each prediction (a dict with id, label of LABELS or None, rationale), and what its example holds beside it, if that has
+    a gold label. DataError unless every example has exactly one prediction, found by its id, and one a gold label."""
     answers, rows = {p["id"]: p for p in predictions}, {e.id for e in examples}
-    for what, wrong in (("rows of the data share their id with another row", len(examples) - len(rows)),
-                        ("predictions share their id with another one", len(predictions) - len(answers)),
+    for what, wrong in (("rows of the data share their id with another row", [e.id for e in examples][len(rows) :]),
+                        ("predictions share their id with another one", [p["id"] for p in predictions][len(answers) :]),
                         ("predictions are for no row of the data", [i for i in answers if i not in rows]),
-                        ("rows of the data have no prediction", [e.id for e in examples if e.id not in answers])):  # fmt: skip
+                        ("rows of the data have no prediction", [e.id for e in examples if e.id not in answers]),
+                        ("rows are there, none with a gold label: nothing can be scored", [] if any(e.label for e in examples) else ["-"])):  # fmt: skip
         if wrong:
-            count, first = (wrong, "") if isinstance(wrong, int) else (len(wrong), f", the first has the id {wrong[0]!r}")
-            raise DataError(f"{count} {what}{first}; was another split or sample answered?")
+            raise DataError(f"{len(wrong)} {what}; {wrong[0]!r} is one; was another split or sample answered?")
     return [{**answers[e.id], "gold_label": e.label, "right": float(answers[e.id]["label"] == e.label), "references": e.explanations,
              "marked": sorted({word for pair in e.highlights for text in pair for part in text.split("*")[1::2] for word in rouge_tokens(part)}),
-             **{key: getattr(e, key) for key in ("premise", "hypothesis", "kind")}} for e in examples]  # fmt: skip
+             **{key: getattr(e, key) for key in ("premise", "hypothesis", "kind")}} for e in examples if e.label]  # fmt: skip
 
-def evaluate(examples, predictions, seed=0, embed=None):
-    """All metrics of `predictions` (as `join` takes them) on the `examples` (data.Example) that have a gold label, as a dict that json can
-    write. An answer without a label is wrong and stands in "unparseable". embed: as in reason_metrics. DataError if nothing can be scored."""
-    lines = [line for line in join(examples, predictions) if line["gold_label"]]
-    if not lines:
-        raise DataError("no row of the data has a gold label, so nothing can be scored")
-    gold, predicted, reasons, references, premises = ([line[key] for line in lines] for key in ("gold_label", "label", "rationale", "references", "premise"))
-    right = [want == got for want, got in zip(gold, predicted, strict=True)]
-    return {"rows": len(lines), "unlabelled": len(examples) - len(lines), "premises": len(set(premises)),
-            **label_metrics(gold, predicted), "accuracy_interval": bootstrap_interval(right, premises, seed=seed),
+def evaluate(lines, seed=0, embed=None):
+    """All metrics of the lines, as `join` gives them, as a dict that json can write. An answer without a label is wrong and stands in "unparseable".
+    embed: as in reason_metrics."""
+    gold, labels, reasons, references, premises = ([line[key] for line in lines] for key in ("gold_label", "label", "rationale", "references", "premise"))
+    return {"rows": len(lines), "premises": len(set(premises)), **label_metrics(gold, labels),
+            "accuracy_interval": bootstrap_interval([line["right"] for line in lines], premises, seed=seed),
             "unparseable": [line["id"] for line in lines if line["label"] not in LABELS],
             "reasons": reason_metrics(reasons, references, premises, seed, embed)}  # fmt: skip
 
@@ -282,12 +273,11 @@ def yardsticks(examples, seed=0):
 
 @torch.inference_mode()
 def bert_score(predictions, references, model, tokenizer, layer=None, idf=False, baseline=(0.0, 0.0, 0.0)):
-    """BERTScore (Zhang et al. 2020, arXiv 1904.09675, section 3) of N texts, each against a list of references: tensors P, R, F (N,).
-    A token, as the first `layer` blocks of a T5's encoder (None: all) and its final norm embed it, is matched with the token of the other
-    text most like it (cosine): P is the mean over the prediction, R over the reference; of several references the best counts, for P, R,
-    F by itself. idf: a token that m of M references hold weighs log((M + 1) / (m + 1)). baseline: P, R and F of texts that have nothing to do
-    with each other; x becomes (x - baseline) / (1 - baseline). As the package bert_score has it, but here </s> is read and never matched,
-    padding is no word of likeness 0, and only a text without tokens scores 0 before the baseline (there one of a single token too)."""
+    """BERTScore (Zhang et al. 2020, arXiv 1904.09675, section 3) of N texts, each against a list of references: tensors P, R, F (N,). A token, as the first
+    `layer` blocks of a T5's encoder (None: all) and its final norm embed it, is matched with the token of the other text most like it (cosine): P is the mean
+    over the prediction, R over the reference; of several references the best counts, for P, R, F by itself. idf: a token that m of M references hold weighs
+    log((M + 1) / (m + 1)). baseline: P, R, F of texts that have nothing in common; x becomes (x - baseline) / (1 - baseline). As the package bert_score has it,
+    but </s> is read and never matched, padding is no word of likeness 0, and only a text without tokens scores 0 (there one of a single token too)."""
     references = [[texts] if isinstance(texts, str) else texts for texts in references]
     ids = functools.cache(lambda text: tokenizer.encode(text.strip())[:-1])
     seen, M = Counter(i for texts in references for text in texts for i in set(ids(text))), sum(map(len, references))
@@ -319,20 +309,18 @@ def bert_score(predictions, references, model, tokenizer, layer=None, idf=False,
     return tuple(((scores - baseline) / (1 - baseline)).unbind(1))
 
 def bert_scorer(name, examples, layer=0, idf=False, rescale=False, device="cpu"):
-    """(predictions, references) -> P, R, F: bert_score with the encoder of a run, checkpoint folder or hub name; layer 0: all of it.
-    rescale: by a baseline of its own, the mean over up to 2,000 pairs of reasons of different premises among `examples`; it is kept beside
-    the weights in bert_score.json, under all that it depends on, and found there again."""
-    folder, encoder, told = fetch(name), Apprentice.load(name, device=device), [e for e in examples if e.explanations]
+    """(predictions, references) -> P, R, F: bert_score with the encoder of a run, checkpoint folder or hub name; layer 0: all of it. rescale: by a baseline,
+    the means over up to 2,000 reasons of the examples, each beside another one by chance; kept beside the weights, and found there again."""
+    encoder, texts = Apprentice.load(name, device=device), sorted({e.explanations[0] for e in examples if e.explanations})
     score = functools.partial(bert_score, model=encoder.model, tokenizer=encoder.tokenizer, layer=layer or None, idf=idf)
-    told = random.Random(0).sample(told, min(len(told), 2001))
-    pairs = [(a.explanations[0], b.explanations[0]) for a, b in zip(told, told[1:], strict=False) if a.premise != b.premise]
-    if not rescale or not pairs:
+    if not rescale or not texts:
         return score
-    weights = [f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model")]
-    key, store = f"layer {layer}, idf {idf}, weights and texts {zlib.crc32(b''.join(weights) + repr(pairs).encode()):08x}", folder / "bert_score.json"
+    texts, folder = random.Random(0).sample(texts, min(len(texts), 2000)), fetch(name)
+    made = zlib.crc32(b"".join(f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model")) + repr(texts).encode())
+    store, key = folder / "bert_score.json", f"layer {layer}, idf {idf}, weights and texts {made:08x}"
     known = json.loads(store.read_text()) if store.is_file() else {}
     if key not in known:
-        known[key] = [float(values.mean()) for values in score(*zip(*pairs, strict=True))]
+        known[key] = [float(values.mean()) for values in score(texts, texts[1:] + texts[:1])]
         replace_file(store, json.dumps(known, indent=1).encode())
     return functools.partial(score, baseline=known[key])
 
@@ -343,45 +331,35 @@ def finding(function, table, *pictures):
     """{"about", "table", "pictures"}."""
     return {"about": " ".join(function.__doc__.split()), "table": table, "pictures": pictures}
 
-def expected_calibration_error(confidence, right, bins=10):
-    """(ECE, [(mean confidence, accuracy) of each bin that has rows]) of N probabilities and N bools: the gap between the two in bins of
-    equal width, weighted by their rows (Guo et al. 2017, arXiv 1706.04599, equation 3)."""
-    confidence, right = np.asarray(confidence, dtype=float), np.asarray(right, dtype=float)
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    points = {k: (float(confidence[place == k].mean()), float(right[place == k].mean())) for k in np.unique(place)}
-    return sum(abs(c - a) * float((place == k).mean()) for k, (c, a) in points.items()), list(points.values())
-
-def calibration(scores, gold, held_out_scores, held_out_gold):
-    """Does the model know how sure it is? ECE: the gap between the likeliest label's probability and how often it is right, in ten bins;
-    the temperature that divides the scores is fitted on validation rows (Guo et al. 2017). As sure of every answer as right on average:
-    that has an ECE of 0 too, and can't tell its weak spots."""
+def calibration(scores, gold, held_out_scores, held_out_gold, bins=10):
+    """Does the model know how sure it is? ECE: the gap between the likeliest label's probability and how often it is right, in ten bins of equal width,
+    weighted by their rows; the temperature that divides the scores is fitted on validation rows (Guo et al. 2017, arXiv 1706.04599, equation 3). As sure of
+    every answer as right on average: that has an ECE of 0 too, and can't tell its weak spots."""
     fitted = min(np.geomspace(0.05, 20, 601).tolist(), key=lambda T: float(F.cross_entropy(held_out_scores / T, held_out_gold)))
     table, lines = {}, {"as sure as right": ((1 / 3, 1), (1 / 3, 1))}
     for name, T in (("as it is", 1.0), ("temperature fitted", fitted)):  # scores (N, 3): log-probabilities; gold (N,): places in LABELS
         confidence, choice = (scores / T).softmax(-1).max(-1)
-        error, points = expected_calibration_error(confidence, choice == gold)
-        table[name] = {"temperature": f"{T:.2f}", "ECE": error, "mean confidence": float(confidence.mean()),
-                       "accuracy": float((choice == gold).float().mean()), "log loss": f"{F.cross_entropy(scores / T, gold):.3f}"}  # fmt: skip
-        lines[name] = tuple(zip(*points, strict=True))
+        right, place = (choice == gold).float(), (confidence * bins).long().clamp(max=bins - 1)
+        mine = [place == k for k in place.unique()]  # which rows each bin has
+        lines[name] = tuple([float(values[rows].mean()) for rows in mine] for values in (confidence, right))
+        error = sum(float(rows.float().mean()) * abs(sure - share) for rows, sure, share in zip(mine, *lines[name], strict=True))
+        table[name] = {"temperature": f"{T:.2f}", "ECE": error, "mean confidence": float(confidence.mean()), "accuracy": float(right.mean()),
+                       "log loss": f"{F.cross_entropy(scores / T, gold):.3f}"}  # fmt: skip
     return finding(calibration, table, {"x": "probability of the likeliest label", "y": "share right", "lines": lines})
 
-def mcnemar(first_only, second_only):
-    """The exact two-sided p-value of two systems' wins on the rows where just one is right (McNemar 1947; a binomial of 1/2)."""
-    n, k = first_only + second_only, min(first_only, second_only)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
-
 def comparison(lines, others, seed=0):
-    """This run minus another on the same rows, with paired bootstrap intervals by premise; and how likely so uneven a split of the rows where just one is
-    right would be if both were equally good (exact McNemar test; it takes rows for independent, which those of one premise are not: where the two
-    disagree, trust the interval). Clauses in common: of all that the two reasons name, what both name."""
+    """This run minus another on the same rows, with paired bootstrap intervals by premise; and p: how likely so uneven a split of the rows where just one is
+    right would be if both were equally good (McNemar's exact test: a binomial of 1/2; it takes rows for independent, which those of one premise are not: where
+    the two disagree, trust the interval). Clauses in common: of all that the two reasons name, what both name."""
     table, premises = {}, [line["premise"] for line in lines]
     for name, their in others.items():
         pairs = list(zip(lines, their, strict=True))
         gains = {what: np.array([a[key] - b[key] for a, b in pairs]) for what, key in (("accuracy", "right"), ("ROUGE-L", "ROUGE-L"))}
         wins, differ = [int((sign * gains["accuracy"] > 0).sum()) for sign in (1, -1)], sum(a["label"] != b["label"] for a, b in pairs)
+        p = min(1.0, 2 * sum(math.comb(sum(wins), k) for k in range(min(wins) + 1)) / 2 ** sum(wins))
         named = [(clauses(a["rationale"]), clauses(b["rationale"])) for a, b in pairs]
         row = table[f"minus {name}"] = {
-            "p": f"{mcnemar(*wins):.2g}", "only this right": wins[0], "only the other": wins[1], "differ, both wrong": differ - sum(wins),
+            "p": f"{p:.2g}", "only this right": wins[0], "only the other": wins[1], "differ, both wrong": differ - sum(wins),
             "same answer": 1 - differ / len(lines), "clauses in common": float(np.mean([len(a & b) / max(len(a | b), 1) for a, b in named]))}  # fmt: skip
         for what, gain in gains.items():
             row |= {what: float(gain.mean()), f"{what}, 95%": bootstrap_interval(gain, premises, seed=seed)}
@@ -440,9 +418,11 @@ def breakdown(lines):
     Groups overlap (the long pairs may be the neutral ones), so a difference between two has more than one possible cause."""
     groups = {f"{what}: {value}": [line for line in lines if line[key] == value] for what, key in (("gold", "gold_label"), ("kind", "kind"))
               for value in sorted({line[key] for line in lines} - {""})}  # fmt: skip
-    for what, size in {"words of the pair": lambda line: len(f"{line['premise']} {line['hypothesis']}".split()), "words of the reason": lambda line: line["words"],
-                       "% of the hypothesis' words in the premise": lambda line: 100 * rouge(line["premise"], line["hypothesis"])["rouge1"][1]}.items():  # fmt: skip
-        sizes = np.array([size(line) for line in lines])
+    measures = {"words of the pair": [len(f"{line['premise']} {line['hypothesis']}".split()) for line in lines],
+                "words of the reason": [line["words"] for line in lines],
+                "% of the hypothesis' words in the premise": [100 * rouge(line["premise"], line["hypothesis"])["rouge1"][1] for line in lines]}  # fmt: skip
+    for what, sizes in measures.items():
+        sizes = np.array(sizes)
         third = np.searchsorted(np.quantile(sizes, (1 / 3, 2 / 3)), sizes)
         groups |= {f"{what}: {sizes[third == k].min():.0f} to {sizes[third == k].max():.0f}": [lines[i] for i in np.flatnonzero(third == k)] for k in {*third}}
     return finding(breakdown, {name: {"rows": len(rows), **means(rows, ("right", *MANNER[:-2]))} for name, rows in groups.items()})
@@ -450,27 +430,27 @@ def breakdown(lines):
 # --- is it the reason? Tests of faithfulness --------------------------------------------------------------------------------
 
 def cross_fitted(lines, training, views, steps=60):
-    """What a cheap reader takes the texts of views {name: N texts} for: {name: N labels}. It is a logistic regression over the words and
-    word pairs of a text (right on 87% of e-SNLI from a human's reason alone), blind to how sentences hang together. training: [(row, text, label)].
-    The rows are cut in two by premise, and each half is read by the reader that learned from the other."""
+    """What a cheap reader takes the texts of views {name: N texts} for: {name: N labels}. It is a logistic regression over the words and word pairs of a text
+    (right on 87% of e-SNLI from a human's reason alone), blind to how sentences hang together. training: [(row, text, label)]. The rows are cut in two by
+    premise, and each half is read by the reader that learned from the other."""
 
     def bags(texts):  # -> the hashed words and pairs of all texts in one row, and where each text's begin
         words = [re.findall(r"\w+", text.lower()) for text in texts]
         grams = [sorted({zlib.crc32(gram.encode()) % 2**16 for gram in (*w, *map(" ".join, zip(w, w[1:], strict=False)))}) for w in words]
         return torch.tensor([i for row in grams for i in row], dtype=torch.long), torch.tensor([0, *map(len, grams)]).cumsum(0)[:-1]
 
-    half, guesses = [zlib.crc32(line["premise"].encode()) % 2 for line in lines], []
+    half, readers = [zlib.crc32(line["premise"].encode()) % 2 for line in lines], []
     for k in (0, 1):
         texts, labels = zip(*[(text, LABELS.index(label)) for i, text, label in training if half[i] != k], strict=True)
-        weight, (ids, starts), labels = torch.zeros(2**16, len(LABELS), requires_grad=True), bags(texts), torch.tensor(labels)
-        optimizer = torch.optim.Adam([weight], lr=0.05)
+        inputs, labels, weights = bags(texts), torch.tensor(labels), torch.zeros(2**16, len(LABELS))
+        readers.append(torch.nn.EmbeddingBag.from_pretrained(weights, freeze=False, mode="sum"))
+        optimizer = torch.optim.Adam([readers[k].weight], lr=0.05)
         for _ in range(steps):
             optimizer.zero_grad()
-            F.cross_entropy(F.embedding_bag(ids, weight, starts, mode="sum"), labels).backward()
+            F.cross_entropy(readers[k](*inputs), labels).backward()
             optimizer.step()
-        guesses.append({name: F.embedding_bag(ids, weight, starts, mode="sum").argmax(-1).tolist()
-                        for name, column in views.items() for ids, starts in [bags(column)]})  # fmt: skip
-    return {name: [LABELS[guesses[k][name][i]] for i, k in enumerate(half)] for name in views}
+    guesses = {name: [reader(*bags(column)).argmax(-1).tolist() for reader in readers] for name, column in views.items()}
+    return {name: [LABELS[both[k][i]] for i, k in enumerate(half)] for name, both in guesses.items()}
 
 def leakage_adjusted(from_input, from_reason, from_both, premises, seed=0):
     """LAS, the leakage-adjusted simulatability (Hase et al. 2020, arXiv 2010.04119, section 4): how much more often a simulator guesses
@@ -479,18 +459,17 @@ def leakage_adjusted(from_input, from_reason, from_both, premises, seed=0):
     gain, leaks = np.subtract(from_both, from_input, dtype=float), np.asarray(from_reason, dtype=float)
     columns = np.stack([gain * leaks, leaks, gain * (1 - leaks), 1 - leaks], axis=1)
     las = lambda means: (means[:, 0] / means[:, 1] + means[:, 2] / means[:, 3]) / 2  # noqa: E731
-    value = interval = None  # not defined where a bin is empty
-    if 0 < leaks.sum() < len(leaks):
-        with np.errstate(invalid="ignore"):  # a draw may leave a bin empty: 0 / 0
-            value, interval = float(las(columns.mean(0, keepdims=True))[0]), bootstrap_interval(columns, premises, seed=seed, statistic=las)
-    return {"LAS": value, "95% interval": interval, "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
+    with np.errstate(invalid="ignore"):  # where a bin is empty, in a draw or in all: 0 / 0
+        value = float(las(columns.mean(0, keepdims=True))[0])
+        interval = None if math.isnan(value) else bootstrap_interval(columns, premises, seed=seed, statistic=las)
+    return {"LAS": None if math.isnan(value) else value, "95% interval": interval, "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
             "that do not": int((1 - leaks).sum()), "right from input": float(np.mean(from_input)), "from both": float(np.mean(from_both))}  # fmt: skip
 
 def simulatability(lines, seed=0, simulator=None):
-    """Does the reason help to foresee the answer, beyond giving it away? LAS (Hase et al. 2020), its two bins, and plain simulatability. N-grams for a simulator
-    are cheap and blind to how the sentences hang together: a lower bound. The T5 of configs/simulator.py, which takes minutes to train, has learnt this run's
-    answers from input, reason or both, and is asked of premises that it did not learn from. A bin of few rows tells nothing, and a reason made up after
-    the answer can help as much as the true one."""
+    """Does the reason help to foresee the answer, beyond giving it away? LAS (Hase et al. 2020), its two bins, and plain simulatability. N-grams, as a
+    simulator, are cheap and blind to how sentences hang together: a lower bound. The T5 of configs/simulator.py, minutes of training, has learnt this run's
+    answers from input, reason or both and is asked of premises new to it. A bin of few rows tells nothing; a reason made up after the answer can help as much
+    as the true."""
     marked = [re.sub(r"\w+", r"p_\g<0>", line["premise"]) + re.sub(r"\w+", r" h_\g<0>", line["hypothesis"]) for line in lines]
     reasons, answers = [line["rationale"] for line in lines], [line["label"] for line in lines]
     views = {"input": marked, "reason": reasons, "both": [f"{a} {b}" for a, b in zip(marked, reasons, strict=True)]}
@@ -499,8 +478,8 @@ def simulatability(lines, seed=0, simulator=None):
     table = {"n-grams": leakage_adjusted(*right, [line["premise"] for line in lines], seed)}
     if simulator and (unseen := [line for line in lines if split_of(line["premise"]) != "train"]):
         guesses = simulator.answer([(line["premise"], line["hypothesis"]) for line in unseen], rationales=[line["rationale"] for line in unseen])
-        right = zip(*([guess == line["label"] for guess in a.text.split("\n")] for a, line in zip(guesses, unseen, strict=True)), strict=True)
-        table["T5"] = leakage_adjusted(*right, [line["premise"] for line in unseen], seed)  # it wrote three guesses: of input, reason, both
+        right = np.array([[guess == line["label"] for guess in a.text.split("\n")] for a, line in zip(guesses, unseen, strict=True)])
+        table["T5"] = leakage_adjusted(*right.T, [line["premise"] for line in unseen], seed)  # of each row three guesses: from input, reason, both
     return finding(simulatability, table)
 
 def swapped(lines, same, seed=0):
@@ -560,31 +539,33 @@ def noise_curves(lines, apprentice, seed=0):
     (Wiegreffe et al. 2021, arXiv 2010.12762, section 4.1). Kept: ROUGE-L to the reason without noise, where the answer stayed and where it moved. Costs an
     answer a row and size. A reason that rests on what the answer rests on falls with it; but both may also fall at once each for a cause of its own."""
     scale, generator, table = float(apprentice.model.shared.weight.std()), torch.Generator().manual_seed(seed), {}
-    for size in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0):
+    score = lambda answer, texts: rouge(answer.rationale, texts or "")["rougeL"][2]  # noqa: E731
+    sizes, pairs = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), [(line["premise"], line["hypothesis"]) for line in lines]
+    for size in sizes:
         noisy = lambda _, args, size=size: (args[0] + size * scale * torch.randn(args[0].shape, generator=generator).to(args[0]), *args[1:])  # noqa: E731
         hook = apprentice.model.encoder.register_forward_pre_hook(noisy)
-        answers = apprentice.answer([(line["premise"], line["hypothesis"]) for line in lines])
+        answers = list(zip(apprentice.answer(pairs), lines, strict=True))
         hook.remove()
-        rows = [{"answer stays": (stays := a.label == line["label"]), "right": a.label == line["gold_label"], "ROUGE-L": rouge(a.rationale, line["references"] or "")["rougeL"][2],
-                 f"kept, answer {'stays' if stays else 'moves'}": rouge(a.rationale, line["rationale"])["rougeL"][2]} for a, line in zip(answers, lines, strict=True)]
+        rows = [{"answer stays": a.label == line["label"], "right": a.label == line["gold_label"], "ROUGE-L": score(a, line["references"]),
+                 f"kept, answer {'stays' if a.label == line['label'] else 'moves'}": score(a, line["rationale"])} for a, line in answers]
         table[f"noise {size:g}"] = means(rows, ("answer stays", "right", "ROUGE-L", "kept, answer stays", "kept, answer moves"))
-    curves = {what: ([float(name.split()[1]) for name in table], [row[what] for row in table.values()]) for what in ("answer stays", "right", "ROUGE-L")}
+    curves = {what: (sizes, [row[what] for row in table.values()]) for what in ("answer stays", "right", "ROUGE-L")}
     return finding(noise_curves, table, {"x": "noise, in standard deviations of the embeddings", "y": "share", "lines": curves})
 
 def lessons(apprentice, examples):
     """[(format, Batch)]: the examples, targets too, as each task of the run puts them."""
     formats = [FORMATS[name] for name in TASKS.get(apprentice.format, (apprentice.format,))]
-    limits, device = (apprentice.max_source, apprentice.max_target), apprentice.model.shared.weight.device
-    return [(f, collate([encode_example(apprentice.tokenizer, f, e, 0, *limits) for e in examples]).to(device)) for f in formats]
+    rows = [[encode_example(apprentice.tokenizer, f, e, 0, apprentice.max_source, apprentice.max_target) for e in examples] for f in formats]
+    return [(f, collate(some).to(apprentice.model.shared.weight.device)) for f, some in zip(formats, rows, strict=True)]
 
 def attributions(apprentice, line, reason):
-    """How much each token of the pair matters to the label and to the reason {"label": (S,), "rationale": (S,)} of a model that is made to give
-    the line's label and this reason: |gradient x input|, the input an embedding, the gradient that of the log-probability."""
+    """How much each token of the pair matters to the label and to the reason, {"label": (S,), "rationale": (S,)}, of a model that is made to give the line's
+    label and this reason: |gradient x input|, the input an embedding, the gradient that of the log-probability."""
     found, model = {}, apprentice.model
     for format, batch in lessons(apprentice, [Example(line["id"], line["premise"], line["hypothesis"], line["label"], (reason,))]):
         embedded = model.shared(batch.source).detach().requires_grad_()  # (1, S, d)
         logits = model.unembed.product(model.decode(T5.shift_right(batch.labels), model.encoder(embedded)))
-        scores = -F.cross_entropy(logits[0], batch.labels[0], reduction="none")  # (T,)
+        scores = F.cross_entropy(logits[0], batch.labels[0], reduction="none")  # (T,)
         first_word = len(apprentice.tokenizer.encode(format.write("", "")[0].split()[0])) - 1  # "explain:", which the other task lacks
         for part in format.parts:
             slope = torch.autograd.grad(scores[batch.label_tokens[0] == (part == "label")].sum(), embedded, retain_graph=True)[0]
@@ -592,42 +573,37 @@ def attributions(apprentice, line, reason):
     return found
 
 def attribution_overlap(lines, apprentice, seed=0):
-    """Do label and reason rest on the same words? Spearman's rank correlation, over the tokens of the pair, of what matters to the label and what to the reason by
-    gradient x input (after Wiegreffe et al. 2021, section 4.2): mean and interval of the rows; as control the model is made to give another row's reason for
+    """Do label and reason rest on the same words? Spearman's rank correlation, over the tokens of the pair, of what matters to the label and what to the reason
+    by gradient x input (after Wiegreffe et al. 2021, section 4.2): mean and interval of the rows; as control the model is made to give another row's reason for
     that answer. Two passes a row. Gradients see very small changes only, and words can matter to both without the one leading to the other."""
-    table = {}
+    table, premises = {}, [line["premise"] for line in lines]
     for name, told in (("its own reason", lines), ("control: another row's", swapped(lines, True, seed))):
         both = [attributions(apprentice, line, other["rationale"]) for line, other in zip(lines, told, strict=True)]
         values = [np.corrcoef(*(one[part].argsort().argsort() for part in ("label", "rationale")))[0, 1] for one in both]
-        low, high = bootstrap_interval(values, [line["premise"] for line in lines], seed=seed)
-        table[name] = {"rank correlation": f"{np.mean(values):.2f}", "95% interval": f"{low:.2f} to {high:.2f}"}
+        table[name] = {"rank correlation, %": float(np.mean(values)), "95% interval": bootstrap_interval(values, premises, seed=seed)}
     return finding(attribution_overlap, table)
 
 @torch.no_grad()
 def landscape(examples, apprentice, points, seed=0):
-    """How does the loss lie around the weights? Mean cross-entropy of a token of gold labels and human reasons (of up to 64 rows), at the weights plus a and b times
-    two random directions. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4),
-    so that a step of 1 undoes as much in every run; norms stand still. Two directions of a million: a slice, and a flat one proves no good generalisation."""
+    """How does the loss lie around the weights? Mean cross-entropy of a token of gold labels and human reasons (of up to 64 rows), along two random directions
+    from the weights. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4), so
+    that a step of 1 undoes as much in every run; norms stand still. Two directions of very many: a slice, and a flat one proves no good generalisation."""
     steps, generator, batches = np.linspace(-1, 1, points | 1), torch.Generator().manual_seed(seed), [batch for _, batch in lessons(apprentice, examples)]
     weights = {p: p.detach().clone() for p in apprentice.model.parameters() if p.dim() == 2}
     drawn = [[torch.randn(w.shape, generator=generator).to(w) for w in weights.values()] for _ in "ab"]
     ways = [[d * (w.norm(dim=1, keepdim=True) / d.norm(dim=1, keepdim=True)) for d, w in zip(way, weights.values(), strict=True)] for way in drawn]
     grid = np.zeros((len(steps), len(steps)))
-    try:
-        for i, j in tqdm(np.ndindex(grid.shape), total=grid.size, desc="landscape", unit="point"):
-            for (p, w), a, b in zip(weights.items(), *ways, strict=True):
-                p.copy_(w + steps[i] * a + steps[j] * b)
-            grid[i, j] = np.mean([float(F.cross_entropy(apprentice.model(batch.source, T5.shift_right(batch.labels), batch.source_mask).flatten(0, 1),
-                                                        batch.labels.flatten())) for batch in batches])  # fmt: skip
-    finally:
-        for p, w in weights.items():
-            p.copy_(w)
-    far, middle = np.maximum(*np.abs(np.meshgrid(steps, steps))), len(steps) // 2
-    rings = {f"at most {most:g} away": grid[far <= most] for most in (0, 0.25, 0.5, 1)}
-    return finding(landscape, {name: {"mean loss": f"{ring.mean():.3f}", "lowest": f"{ring.min():.3f}", "highest": f"{ring.max():.3f}"} for name, ring in rings.items()},
-                   {"x": "first direction", "y": "second direction", "contours": (steps.tolist(), grid.T.tolist())},
-                   {"x": "step", "y": "loss", "lines": {"first direction": (steps.tolist(), grid[:, middle].tolist()),
-                                                        "second direction": (steps.tolist(), grid[middle].tolist())}})  # fmt: skip
+    for i, j in tqdm(np.ndindex(grid.shape), total=grid.size, desc="landscape", unit="point"):
+        for (p, w), a, b in zip(weights.items(), *ways, strict=True):
+            p.copy_(w + steps[i] * a + steps[j] * b)
+        scores = [(apprentice.model(batch.source, T5.shift_right(batch.labels), batch.source_mask), batch.labels) for batch in batches]
+        grid[i, j] = np.mean([float(F.cross_entropy(logits.flatten(0, 1), labels.flatten())) for logits, labels in scores])
+    for p, w in weights.items():
+        p.copy_(w)
+    far = np.maximum(*np.abs(np.meshgrid(steps, steps)))
+    near = {f"up to {most:g} away": grid[far <= most] for most in (0, 0.25, 0.5, 1)}
+    return finding(landscape, {name: {"mean loss": f"{x.mean():.3f}", "lowest": f"{x.min():.3f}", "highest": f"{x.max():.3f}"} for name, x in near.items()},
+                   {"x": "first direction", "y": "second direction", "contours": (steps.tolist(), grid.T.tolist())})  # fmt: skip
 
 # --- tables, pictures and the page ------------------------------------------------------------------------------------
 
@@ -636,33 +612,32 @@ def headline(metrics):
     N-gram scores prove little: compare the copy and the template. The human has one reference fewer, which lowers the figures."""
     reasons = metrics.get("reasons") or {}
     shares = {kind.replace("rouge", "ROUGE-"): reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS} | {"BLEU": reasons.get("bleu", math.nan) / 100}
+    shares |= {"BERTScore": reasons["bert_score"]["f"]} if "bert_score" in reasons else {}
     columns = ("parameters", "accuracy", "accuracy interval", "valid", "macro f1", "ms an answer")
-    return {name: metrics.get(name.replace(" ", "_")) for name in columns} | shares | ({"BERTScore": reasons["bert_score"]["f"]} if "bert_score" in reasons else {})
+    return {name: metrics.get(name.replace(" ", "_")) for name in columns} | shares
 
 def trade_off(results):
-    """What does quality cost? ms and MB: of an answer of 32 tokens, float32 on a CPU, as bench.py measured them (RUN/bench.json). LAS is the n-grams', nearer
-    (Consistency) how often a reason is nearer to its own pair than to another's. On the front: of the costs, those for which no other run is as right for
-    less or more right for as little (Pareto; a disc in the pictures, others are crosses). Differences within the intervals are none."""
+    """What does quality cost? Microseconds and kilobytes of an answer of 32 tokens, float32 on a CPU, as bench.py measured them (RUN/bench.json). LAS: by
+    n-grams; nearer, as in Consistency: how often a reason is nearer to its own pair than to another's. On the front: of the costs, those for which no other run
+    is as right for less or more right for as little (Pareto; a disc in the pictures, others are crosses). Differences within the intervals are none."""
     table = {}
     for name, result in results.items():
         bench = json.loads(path.read_text()) if (path := Path(name) / "bench.json").is_file() else {}
-        tests = {title: next(iter(found["table"].values())) for title, found in result["findings"].items()}
-        table[name] = {"accuracy": result["accuracy"], "ROUGE-L": headline(result)["ROUGE-L"], "LAS": tests.get("Simulatability", {}).get("LAS"),
-                       "nearer": tests.get("Consistency", {}).get("nearer to its own pair"), "parameters": result.get("parameters", 0),
-                       "ms": bench.get("latency_ms", {}).get("float32", {}).get("median"), "MB": bench.get("memory_bytes", {}).get("float32", 0) / 1e6}  # fmt: skip
-    most, costs = max(table.values(), key=lambda row: row["parameters"]), [cost for cost in ("parameters", "ms", "MB") if all(row[cost] for row in table.values())]
-
-    def best(row, cost, value):
-        return not any(o[cost] <= row[cost] and o[value] >= row[value] and (o[cost], o[value]) != (row[cost], row[value]) for o in table.values())
-
+        first = {key: value for found in result["findings"].values() for key, value in next(iter(found["table"].values())).items()}
+        qualities = {**headline(result), "LAS": first.get("LAS"), "nearer": first.get("nearer to its own pair")}
+        table[name] = {key: qualities[key] for key in ("accuracy", "ROUGE-L", "LAS", "nearer")} | {
+            "parameters": result.get("parameters", 0), "µs": round(1000 * bench.get("latency_ms", {}).get("float32", {}).get("median", 0)),
+            "kB": round(bench.get("memory_bytes", {}).get("float32", 0) / 1000)}  # fmt: skip
+    most = max(table.values(), key=lambda row: row["parameters"])
+    costs, values = ([key for key in keys.split() if all(row[key] for row in table.values())] for keys in ("parameters µs kB", "accuracy ROUGE-L nearer"))
+    best = lambda row, cost, value: not any(  # noqa: E731
+        o[cost] <= row[cost] and o[value] >= row[value] and (o[cost], o[value]) != (row[cost], row[value]) for o in table.values())  # fmt: skip
     pictures = [{"x": cost, "y": value, "lines": {name: ([row[cost]], [row[value]], "o" if best(row, cost, value) else "x") for name, row in table.items()}}
-                for value in ("accuracy", "ROUGE-L", "nearer") for cost in costs if all(row[value] is not None for row in table.values())]  # fmt: skip
+                for value in values for cost in costs]  # fmt: skip
     for row in table.values():
-        row["on the front"] = " ".join(cost for cost in costs if best(row, cost, "accuracy"))
-        parts = {"accuracy": f"{row['accuracy'] / most['accuracy']:.0%} of the accuracy", "parameters": f"{row['parameters'] / (most['parameters'] or 1):.0%} of the parameters",
-                 "ms": f"{most['ms'] / row['ms']:.1f} times as fast" if "ms" in costs else ""}
-        row["beside the largest"] = ", ".join(part for part in parts.values() if part)
-        row |= {"ms": row["ms"] and f"{row['ms']:.1f}", "MB": f"{row['MB']:.1f}" if row["MB"] else None}
+        kept = [f"{row[key] / (most[key] or 1):.0%} of the {key}" for key in ("accuracy", "parameters")]
+        row |= {"on the front": " ".join(cost for cost in costs if best(row, cost, "accuracy")),
+                "beside the largest": ", ".join(kept + [f"{most['µs'] / row['µs']:.1f}x as fast"] * ("µs" in costs))}  # fmt: skip
     return finding(trade_off, table, *pictures)
 
 def picture(x, y, lines=None, confusion=None, contours=None):
@@ -687,18 +662,6 @@ def picture(x, y, lines=None, confusion=None, contours=None):
     axes.set(xlabel=x, ylabel=y)
     figure.savefig(png, format="png")
     return png.getvalue()
-
-STYLE = """:root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #d9dee5; --card: #f4f6f9; --page: #fff; --good: #137a4b; --bad: #b3382c }
-b { font-size: 1.7rem; color: var(--ink) } @media (prefers-color-scheme: dark) { img { filter: invert(.92) hue-rotate(180deg); mix-blend-mode: lighten }
-  :root { --ink: #e4e8ee; --soft: #9aa5b4; --line: #333b47; --card: #1b212a; --page: #12161c; --good: #4cc38a; --bad: #f0796b } }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 70rem; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere } h2 { margin: 2.5rem 0 .5rem; font-size: 1.15rem } p, th, dt { color: var(--soft); font-size: .9rem }
-div { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9rem; overflow-wrap: normal }
-th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; font-weight: 400 } dd { white-space: pre-wrap }
-th:first-child, td:first-child { text-align: left; padding-left: 0 } tr:nth-child(2) td { font-weight: 600 } img { width: 100%; max-width: 34rem }
-figure { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(21rem, 100%), 1fr)); gap: .5rem; margin: 1rem 0 }
-article { background: var(--card); border-radius: .6rem; padding: .8rem 1rem; margin: .75rem 0 } .good { color: var(--good) } .bad { color: var(--bad) }
-dl { display: grid; grid-template-columns: minmax(5.5rem, 1fr) 6fr; gap: .2rem .75rem } dl, dd { margin: 0 } summary { cursor: pointer; margin: .8rem 0 }"""
 
 def html_table(table):
     """A table that scrolls sideways on its own; every cell is escaped."""
@@ -730,8 +693,9 @@ def report_page(result, lines):
                   *(f'<img alt="{html.escape(what)}" src="data:image/png;base64,{png}">' for what, png in images), "</figure>"]  # fmt: skip
     for title, group in groups.items():
         parts += [f"<details><summary>{title}: {min(10, len(group))} of {len(group):,}</summary>", *map(html_card, group[:10]), "</details>"]
+    style = (Path(__file__).parent / "configs" / "report.css").read_text()
     return ('<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(result['run'])}: evaluation</title><style>{STYLE}</style><body>{''.join(parts)}"
+            f"<title>{html.escape(result['run'])}: evaluation</title><style>{style}</style><body>{''.join(parts)}"
             f"<details><summary>Settings</summary>{html_table({k: {'value': str(v)} for k, v in result['settings'].items()})}</details>\n")  # fmt: skip
 
 # --- command line -----------------------------------------------------------------------------------------------------
@@ -748,10 +712,6 @@ def read_predictions(path):
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{path}, line {number}: {line[:80]}: id, label (of {', '.join(LABELS)}, or null) and rationale (text) are needed") from None
     return predictions
-
-def answers_of(path):
-    """The file that holds the answers of a run folder or is a predictions file."""
-    return (path / "predictions.jsonl" if path.is_dir() else path).resolve()
 
 def judge(path, opt, baselines, simulators):
     """One run folder or predictions file by itself: (what eval.json will hold, the lines of predictions.jsonl, the same with a human's reason)."""
@@ -773,18 +733,18 @@ def judge(path, opt, baselines, simulators):
         predictions = [{"id": e.id, **vars(a)} for e, a in zip(examples, ask(pairs), strict=True)]
     ids, kept = ({e.id for e in rows} for rows in (everything, examples))
     predictions = [p for p in predictions if p["id"] in kept or p["id"] not in ids]  # without what --limit leaves out
-    result = {"run": str(path), "data": name, **{key: value for key, value in opt.items() if key != "data"}, "split": split,
-              **evaluate(examples, predictions, seed, embed), **(apprentice.cost(pairs[:20]) if apprentice else {}), "settings": settings}  # fmt: skip
+    lines = join(examples, predictions)
+    result = {"run": str(path), **opt, "data": name, "split": split, **evaluate(lines, seed, embed), **(apprentice.cost(pairs[:20]) if apprentice else {}),
+              "unlabelled": size - len(lines), "settings": settings}  # fmt: skip
     baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed, embed)  # the same for every run
-    result["about"] = (f"{result['rows']:,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, "
-                       f"{result['premises']:,} premises" + f", {result['unlabelled']:,} rows without a gold label left out" * bool(result["unlabelled"]))
-    lines = [line for line in join(examples, predictions) if line["gold_label"]]
+    result["about"] = (f"{len(lines):,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, {result['premises']:,} premises"
+                       + f", {size - len(lines):,} rows without a gold label left out" * (size > len(lines)))  # fmt: skip
     new = unheard(lines, itertools.islice(stream_examples(settings["data"], "train"), settings.get("labelled_rows") or None)) if "data" in settings else None
     human = [{**line, "rationale": texts[0], "references": texts[1:]} for line in lines if (texts := line["references"])]
     lines, human = ([{**line, **read_reason(line, new)} for line in rows] for rows in (lines, human))
     said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {"Where it is right": breakdown(lines)}
     if len({line["premise"] for line in said}) >= 50:
-        found |= {"Simulatability": simulatability(said, seed, simulators.get(answers_of(path))), "Consistency": consistency(said, seed)}
+        found |= {"Simulatability": simulatability(said, seed, simulators.get(path)), "Consistency": consistency(said, seed)}
     if apprentice and opt["probes"]:
         sides = [[e for e in rows if e.label] for rows in (examples, read_examples(name, "validation", 1000))]
         pairs = [[(e.premise, e.hypothesis) for e in side] for side in sides]
@@ -827,12 +787,13 @@ def main(argv=None):
     low = [name for name in ("limit", "seed", "probes", "num_beams", "landscape", "layer") if opt[name] < (name == "num_beams")]
     if low or not words:
         raise DataError(f"--{low[0]}={opt[low[0]]} is too low" if low else "name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
-    simulators = {}  # of the answers that each has learnt to foresee
-    for name in filter(None, opt["simulator"].split(",")):
+    simulators = {}
+    for name in filter(None, opt["simulator"].split(",")):  # each of the run whose answers it has learnt
         simulator = Apprentice.load(name, device=opt["device"])
-        simulators[Path(simulator.run.get("settings", {}).get("data", "")).resolve()] = simulator
-        if simulator.format != "simulate" or not simulators.keys() <= {answers_of(Path(word)) for word in words}:
-            raise DataError(f"{name} has learnt no run's answers here: python distill.py configs/simulator.py --data={answers_of(Path(words[0]))} teaches one")
+        learnt = Path(simulator.run.get("settings", {}).get("data", "")).resolve()
+        simulators |= {path: simulator for path in map(Path, words) if learnt in (path.resolve(), path.resolve() / "predictions.jsonl")}
+        if simulator not in simulators.values() or simulator.format != "simulate":
+            raise DataError(f"{name} did not learn what {words[0]} answers: python distill.py configs/simulator.py --data={words[0]}/predictions.jsonl does")
     done = dict(zip(words, map(functools.partial(judge, opt=opt, baselines={}, simulators=simulators), map(Path, words)), strict=True))
     for path, (result, lines, human) in done.items():
         others = {name: their for name, (other, their, _) in done.items() if name != path and all(other[key] == result[key] for key in ("data", "split"))}
