@@ -538,7 +538,7 @@ def noise_curves(lines, apprentice, seed=0):
     """Do answer and reason give way together? Gaussian noise of growing size, in standard deviations of the embeddings, is added to what the encoder reads
     (Wiegreffe et al. 2021, arXiv 2010.12762, section 4.1). Kept: ROUGE-L to the reason without noise, where the answer stayed and where it moved. Costs an
     answer a row and size. A reason that rests on what the answer rests on falls with it; but both may also fall at once each for a cause of its own."""
-    scale, generator, table = float(apprentice.model.shared.weight.std()), torch.Generator().manual_seed(seed), {}
+    scale, generator, table = float(apprentice.model.shared.weight.detach().std()), torch.Generator().manual_seed(seed), {}
     score = lambda answer, texts: rouge(answer.rationale, texts or "")["rougeL"][2]  # noqa: E731
     sizes, pairs = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), [(line["premise"], line["hypothesis"]) for line in lines]
     for size in sizes:
@@ -635,9 +635,9 @@ def trade_off(results):
     pictures = [{"x": cost, "y": value, "lines": {name: ([row[cost]], [row[value]], "o" if best(row, cost, value) else "x") for name, row in table.items()}}
                 for value in values for cost in costs]  # fmt: skip
     for row in table.values():
-        kept = [f"{row[key] / (most[key] or 1):.0%} of the {key}" for key in ("accuracy", "parameters")]
-        row |= {"on the front": " ".join(cost for cost in costs if best(row, cost, "accuracy")),
-                "beside the largest": ", ".join(kept + [f"{most['µs'] / row['µs']:.1f}x as fast"] * ("µs" in costs))}  # fmt: skip
+        kept = [f"{row[key] / most[key]:.0%} of the {key}" for key in ("accuracy", "parameters") if most[key]]
+        kept += [f"{most[key] / row[key]:.1f}x as fast" for key in costs if key == "µs"]
+        row |= {"on the front": " ".join(cost for cost in costs if best(row, cost, "accuracy")), "beside the largest": ", ".join(kept)}
     return finding(trade_off, table, *pictures)
 
 def picture(x, y, lines=None, confusion=None, contours=None):

@@ -25,7 +25,7 @@ from golden.model_make import SHAPE, weights_of  # noqa: E402
 
 import evaluate as ev  # noqa: E402
 from apprentice import Answer, Apprentice  # noqa: E402
-from data import FORMATS, LABELS, DataError, Example, Tokenizer, read_examples, toy_examples, train_vocabulary  # noqa: E402
+from data import FORMATS, LABELS, DataError, Example, Tokenizer, read_examples, split_of, toy_examples, train_vocabulary  # noqa: E402
 from model import SIZES, T5, T5Config, hugging_face_names, load_weights  # noqa: E402
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -125,6 +125,10 @@ def said(*labels, rationale="because it is so"):
     return [{"id": str(i), "label": label, "rationale": rationale} for i, label in enumerate(labels)]
 
 
+def scored(examples, predictions):
+    return ev.evaluate(ev.join(examples, predictions))
+
+
 def test_label_metrics_by_hand():
     found = ev.label_metrics([E, E, E, N, N, C], [E, E, N, N, None, "maybe"])
     assert found["accuracy"] == 3 / 6                          # an answer without a label stays in the denominator
@@ -151,16 +155,14 @@ def test_the_interval_is_of_clusters_and_seeded():
 
 
 def test_evaluate_counts_what_it_cannot_parse_and_leaves_out_only_rows_without_gold():
-    found = ev.evaluate(rows(E, N, C, None, kinds=("x", "y", "x", "x")), said(E, None, N, E))
-    assert (found["rows"], found["unlabelled"], found["premises"]) == (3, 1, 2)
+    found = scored(rows(E, N, C, None), said(E, None, N, E))
+    assert (found["rows"], found["premises"]) == (3, 2)
     assert found["accuracy"] == pytest.approx(1 / 3) and found["valid"] == pytest.approx(2 / 3)
     assert found["unparseable"] == ["1"]
-    assert found["kinds"] == {"x": {"rows": 2, "accuracy": 0.5}, "y": {"rows": 1, "accuracy": 0}}
     assert found["reasons"]["rows"] == 3 and found["reasons"]["references"] == "2" and found["reasons"]["stemming"] is True
     assert found["reasons"]["rouge1"]["f"] == 1 and found["reasons"]["bleu"] == pytest.approx(100)
-    assert ev.evaluate(rows(E, N), said(E, N))["kinds"] == {}
     json.dumps(found)
-    assert found == ev.evaluate(rows(E, N, C, None, kinds=("x", "y", "x", "x")), said(E, None, N, E)[::-1])    # found by id
+    assert found == scored(rows(E, N, C, None), said(E, None, N, E)[::-1])    # found by id
 
 
 def test_reasons_are_plain_means_and_missing_where_nothing_was_written():
@@ -168,14 +170,14 @@ def test_reasons_are_plain_means_and_missing_where_nothing_was_written():
     examples[3] = Example("3", "p", "h", C)                    # nobody explained this one
     predictions = said(E, N, C, C)
     predictions[1]["rationale"], predictions[2]["rationale"] = "", "it is so, is it not"
-    found = ev.evaluate(examples, predictions)["reasons"]
+    found = scored(examples, predictions)["reasons"]
     each = [ev.rouge(p["rationale"], ["because it is so", "it is so"])["rougeL"] for p in predictions[:3]]
     assert found["rows"] == 3
     assert found["rougeL"]["f"] == pytest.approx(sum(scores[2] for scores in each) / 3)        # the empty reason counts as 0
     assert found["rougeL"]["precision"] == pytest.approx(sum(scores[0] for scores in each) / 3)
     assert found["rougeL"]["interval"][0] <= found["rougeL"]["f"] <= found["rougeL"]["interval"][1]
-    assert ev.evaluate(examples, said(E, N, C, C, rationale=""))["reasons"] is None
-    assert ev.evaluate(rows(E, N, explanations=()), said(E, N))["reasons"] is None
+    assert scored(examples, said(E, N, C, C, rationale=""))["reasons"] is None
+    assert scored(rows(E, N, explanations=()), said(E, N))["reasons"] is None
 
 
 @pytest.mark.parametrize("examples, predictions, message", [
@@ -183,11 +185,11 @@ def test_reasons_are_plain_means_and_missing_where_nothing_was_written():
     (rows(E), said(E, N), "1 predictions are for no row of the data.*'1'"),
     (rows(E), said(E) + said(E), "1 predictions share their id"),
     (rows(E) + rows(E), said(E), "1 rows of the data share their id"),
-    (rows(None), said(E), "no row of the data has a gold label"),
+    (rows(None), said(E), "none with a gold label"),
 ])
 def test_what_does_not_fit_together_is_an_error(examples, predictions, message):
     with pytest.raises(DataError, match=message):
-        ev.evaluate(examples, predictions)
+        ev.join(examples, predictions)
 
 
 def test_baselines():
@@ -270,14 +272,41 @@ def test_bert_score_where_it_differs_from_the_package(encoder):
     assert (float(P[0]), float(R[0])) == pytest.approx((cosines.max(1).mean(), cosines.max(0).mean()), abs=1e-5)
 
 
+def test_bert_score_with_a_baseline(encoder, tmp_path, monkeypatch):
+    predictions, references = texts()
+    plain = torch.stack(ev.bert_score(predictions, references, encoder, Words()))
+    P, R, F = ev.bert_score(predictions, references, encoder, Words(), baseline=(0.5, 0.25, 0.0))
+    assert torch.allclose(P, 2 * plain[0] - 1, atol=1e-6) and torch.allclose(R, (4 * plain[1] - 1) / 3, atol=1e-6) and torch.equal(F, plain[2])
+
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    monkeypatch.setattr(ev.Apprentice, "load", lambda name, device: Apprentice(encoder, Words()))
+    examples = [Example(str(i), f"p {i}", "h", E, (text,)) for i, text in enumerate(predictions)]
+    scorer = ev.bert_scorer(tmp_path, examples, layer=1, rescale=True)
+    store = json.loads((tmp_path / "bert_score.json").read_text())
+    (key, baseline), = store.items()
+    assert key.startswith("layer 1, idf False") and scorer.keywords["baseline"] == baseline
+    pairs = random.Random(0).sample(predictions, 60)
+    strangers = torch.stack(scorer(pairs, random.Random(1).sample(pairs, 60)))
+    same, unlike = torch.stack(scorer(predictions, predictions)), strangers.mean(1)
+    assert same.min() > 0.9999 and unlike.abs().max() < 0.1    # 1 stays 1, and what has nothing to do with it is 0 on average
+    (tmp_path / "bert_score.json").write_text(json.dumps({key: [0.1, 0.2, 0.3]}))
+    assert ev.bert_scorer(tmp_path, examples, layer=1, rescale=True).keywords["baseline"] == [0.1, 0.2, 0.3]     # found again
+    (tmp_path / "model.safetensors").write_bytes(b"2")                                                           # but not for other weights
+    assert ev.bert_scorer(tmp_path, examples, layer=1, rescale=True).keywords["baseline"] == baseline
+    assert "baseline" not in ev.bert_scorer(tmp_path, examples, idf=True).keywords
+
+
 # --- calibration and comparison -----------------------------------------------------------------------------------------
 
 def test_calibration_error_by_hand():
     # bin 5 (0.5 to 0.6): two rows of confidence 0.55, one right; bin 9: two rows, 0.9 and 1.0, both right
-    error, points = ev.expected_calibration_error([0.55, 0.55, 0.9, 1.0], [True, False, True, True])
-    assert error == pytest.approx(0.5 * 0.05 + 0.5 * 0.05)
-    assert points == [pytest.approx((0.55, 0.5)), pytest.approx((0.95, 1.0))]
-    assert ev.expected_calibration_error([1.0, 1.0], [False, False])[0] == 1
+    sure = torch.tensor([0.55, 0.55, 0.9, 1.0])
+    scores = torch.stack([sure, (1 - sure) * 0.9, (1 - sure) * 0.1], dim=1).clamp(min=1e-30).log()
+    found = ev.calibration(scores, torch.tensor([0, 1, 0, 0]), scores, torch.tensor([0, 1, 0, 0]))
+    assert found["table"]["as it is"]["ECE"] == pytest.approx(0.5 * 0.05 + 0.5 * 0.05)
+    assert found["pictures"][0]["lines"]["as it is"] == (pytest.approx((0.55, 0.95)), pytest.approx((0.5, 1.0)))
+    all_wrong = ev.calibration(scores[2:], torch.tensor([1, 1]), scores, torch.tensor([0, 1, 0, 0]))
+    assert all_wrong["table"]["as it is"]["ECE"] == pytest.approx(0.95)
 
 
 def test_a_temperature_put_in_is_found_again():
@@ -292,17 +321,18 @@ def test_a_temperature_put_in_is_found_again():
     assert table["as it is"]["accuracy"] == table["temperature fitted"]["accuracy"] == pytest.approx(accuracy)
 
 
-def test_mcnemar_is_the_binomial_test():
-    assert ev.mcnemar(0, 5) == 2 / 2**5 and ev.mcnemar(5, 0) == 2 / 2**5
-    assert ev.mcnemar(1, 7) == pytest.approx(2 * (1 + 8) / 2**8)
-    assert ev.mcnemar(3, 3) == 1 and ev.mcnemar(0, 0) == 1
-    assert ev.mcnemar(10, 25) == pytest.approx(0.016673847800121, abs=1e-12)    # scipy.stats.binomtest(10, 35).pvalue
+@pytest.mark.parametrize("wins, losses, p", [(0, 5, 2 / 2**5), (1, 7, 2 * (1 + 8) / 2**8), (3, 3, 1), (0, 0, 1),
+                                             (10, 25, 0.016673847800121)])               # the last: scipy.stats.binomtest(10, 35).pvalue
+def test_mcnemar_is_the_binomial_test(wins, losses, p):
+    first = lines_of(*[(E, E, "a")] * wins, *[(N, E, "a")] * losses, (E, E, "a"))
+    other = lines_of(*[(N, E, "a")] * wins, *[(E, E, "a")] * losses, (E, E, "a"))
+    assert ev.comparison(first, {"other": other})["table"]["minus other"]["p"] == f"{p:.2g}"
 
 
 def lines_of(*rows):
     """(label, gold, reason) -> lines, two to a premise."""
-    lines = [{"id": str(i), "label": label, "gold_label": gold, "rationale": reason, "references": ("a b c d",), "premise": f"p {i // 2}",
-              "hypothesis": "h", "kind": "", "text": ""} for i, (label, gold, reason) in enumerate(rows)]
+    lines = [{"id": str(i), "label": label, "gold_label": gold, "right": float(label == gold), "rationale": reason, "references": ("a b c d",),
+              "marked": [], "premise": f"p {i // 2}", "hypothesis": "h", "kind": "", "text": ""} for i, (label, gold, reason) in enumerate(rows)]
     return [{**line, **ev.read_reason(line)} for line in lines]
 
 
@@ -311,14 +341,15 @@ def test_comparison_by_hand():
     other = lines_of((E, E, "a b c d"), (C, E, "a b"), (E, E, "x"), (N, C, "x"), (N, C, "x"))
     row = ev.comparison(first, {"other": other})["table"]["minus other"]
     assert row["accuracy"] == pytest.approx(1 / 5) and (row["only this right"], row["only the other"]) == (2, 1) and row["p"] == "1"
-    assert row["same answer"] == 1 / 5 and row["ROUGE-L"] == pytest.approx(2 / 5)
+    assert row["same answer"] == pytest.approx(1 / 5) and row["differ, both wrong"] == 1 and row["ROUGE-L"] == pytest.approx(2 / 5)
+    assert row["clauses in common"] == pytest.approx(3 / 5)    # the reasons of three rows are the same, those of two have no clause in common
     assert row["accuracy, 95%"][0] < 0.2 < row["accuracy, 95%"][1] and row["ROUGE-L, 95%"][0] >= 0
     alike = ev.comparison(first, {"itself": first})["table"]["minus itself"]
     assert alike["accuracy"] == 0 and alike["accuracy, 95%"] == (0, 0)           # paired: no doubt about rows that are the same
 
 
 def test_what_is_seen_of_a_reason():
-    line = {"premise": "Two women are hugging.", "hypothesis": "The sisters are sleeping.", "references": ["Sisters are women, and they hug."]}
+    line = {"premise": "Two women are hugging.", "hypothesis": "The sisters are sleeping.", "references": ["Sisters are women, and they hug."], "marked": []}
     found = ev.read_reason({**line, "rationale": "They hug, because sisters are women."})
     assert (found["clauses named"], found["template"], found["copy"], found["words"], found["joints"]) == (1, 0, 0, 6, 3)
     assert ev.read_reason({**line, "rationale": "Sisters are women."})["clauses named"] == 0.5
@@ -326,8 +357,58 @@ def test_what_is_seen_of_a_reason():
     assert frame["template"] == 1 and frame["copy"] == 0
     assert ev.read_reason({**line, "rationale": "Just because they hug they need not be family."})["template"] == 0
     assert ev.read_reason({**line, "rationale": "Two women hugging"})["copy"] == 1
-    table = ev.manner({"one": [{**line, **found, "rationale": "They hug, because sisters are women."}]})["table"]
-    assert set(table) == {"one", "human"} and table["one"]["words"] == "6.0" and table["one"]["different words"] == 6
+    marked = ev.join([Example("0", "p", "h", E, ("so",), (("two *women* hug", "*The sisters*, *hugging*"),))], said(E, rationale="Sisters hug."))[0]
+    assert marked["marked"] == ["hug", "sister", "the", "women"] and ev.read_reason(marked)["marked words named"] == 2 / 4
+    lines = [{**line, **found, "rationale": "They hug, because sisters are women. And so"}]
+    table = ev.manner({"one": lines, "silent": [{**line, "rationale": ""}]})["table"]
+    assert set(table) == {"one"} and table["one"]["words"] == "6.0" and table["one"]["different words"] == 8
+    assert table["one"]["the most used joints"] == ", because . and"
+
+
+def test_what_training_never_said():
+    line = {"premise": "p", "hypothesis": "h", "references": ["a b c d e"], "rationale": "The dog, a pet, sleeps."}     # the dog a · dog a pet · a pet sleeps
+    training = [Example("t", "p", "h", E, ("The dog: A PET!", "a b c")), Example("u", "p", "h", E)]
+    new = ev.unheard([line], training)
+    assert new == {("a", "pet", "sleeps"), ("b", "c", "d"), ("c", "d", "e")}
+    assert ev.read_reason({**line, "marked": []}, new)["new triples"] == pytest.approx(1 / 3)
+    assert "new triples" not in ev.read_reason({**line, "marked": []})
+    assert "new triples" not in ev.read_reason({**line, "rationale": "so", "marked": []}, new)
+
+
+def test_breakdown_by_hand():
+    lines = lines_of((E, E, "a b c d"), (N, E, "a b"), (N, N, "x"), (None, C, "x y z"), (C, C, "a b c d e f"), (C, C, "x"))
+    for line, kind, premise in zip(lines, ["u", "u", "", "v", "", ""], ["h", "a", "a a", "a a a", "a a a a", "h a a a a"], strict=True):
+        line |= {"kind": kind, "premise": premise}
+    table = ev.breakdown(lines)["table"]
+    assert table["gold: entailment"]["rows"] == 2 and table["gold: entailment"]["right"] == 0.5
+    assert table["gold: entailment"]["ROUGE-L"] == pytest.approx((1 + 2 / 3) / 2)
+    assert table["kind: u"]["rows"] == 2 and table["kind: v"]["right"] == 0 and "kind: " not in table
+    words = {name.split(": ")[1]: row["rows"] for name, row in table.items() if name.startswith("words of the pair")}
+    assert words == {"2 to 2": 2, "3 to 4": 2, "5 to 6": 2}
+    overlap = {name.split(": ")[1]: (row["rows"], row["right"]) for name, row in table.items() if name.startswith("%")}
+    assert overlap == {"0 to 0": (4, 0.5), "100 to 100": (2, 1)}                # the hypothesis is "h"
+
+
+def test_trade_off_by_hand(tmp_path):
+    def run(name, accuracy, parameters, bench, rouge=0.5):
+        (tmp_path / name).mkdir()
+        if bench:
+            told = {"latency_ms": {"float32": {"median": bench[0]}}, "memory_bytes": {"float32": bench[1]}}
+            (tmp_path / name / "bench.json").write_text(json.dumps(told))
+        findings = {"Simulatability": {"table": {"n-grams": {"LAS": 0.1}}}, "Consistency": {"table": {"its own": {"nearer to its own pair": 0.75}, "x": {}}}}
+        return {str(tmp_path / name): {"accuracy": accuracy, "parameters": parameters, "reasons": {"rougeL": {"f": rouge}}, "findings": findings}}
+
+    teacher, student = run("teacher", 0.9, 1000, (18, 8e6)), run("student", 0.882, 120, (2, 2e6))
+    found = ev.trade_off(teacher | student | run("worse", 0.5, 200, (4, 1e6)))
+    rows = list(found["table"].values())
+    assert [row["on the front"] for row in rows] == ["parameters µs kB", "parameters µs kB", "kB"]      # the worst one is the leanest
+    assert rows[1]["beside the largest"] == "98% of the accuracy, 12% of the parameters, 9.0x as fast"
+    assert (rows[1]["µs"], rows[1]["kB"], rows[1]["LAS"], rows[1]["nearer"]) == (2000, 2000, 0.1, 0.75)
+    marks = {(shown["x"], shown["y"]): [points[2] for points in shown["lines"].values()] for shown in found["pictures"]}
+    assert len(marks) == 9 and marks["parameters", "accuracy"] == ["o", "o", "x"] and marks["kB", "ROUGE-L"] == ["x", "x", "o"]
+    unmeasured = ev.trade_off(teacher | run("new", 0.9, 1000, None))
+    assert [row["on the front"] for row in unmeasured["table"].values()] == ["parameters"] * 2          # equals do not beat each other
+    assert {shown["x"] for shown in unmeasured["pictures"]} == {"parameters"}
 
 
 # --- faithfulness -------------------------------------------------------------------------------------------------------
@@ -347,6 +428,27 @@ def test_leakage_adjusted_simulatability_by_hand():
     # ten leaking rows with the gain of the leak for each row without: LAS counts the bins alike (Hase et al. 2020, figure 2)
     many = ev.leakage_adjusted([0] * 11, [1] * 10 + [0], [1] * 10 + [0], range(11))
     assert many["LAS"] == pytest.approx(0.5) and many["simulatability"] == pytest.approx(10 / 11)
+
+
+class Simulator:
+    """Guesses that are known: entailment from the pair; what the reason begins with from the reason, and from both but where the reason says "odd"."""
+
+    def answer(self, pairs, rationales):
+        return [Answer(None, "", "\n".join((E, reason.split()[0], E if "odd" in reason else reason.split()[0]))) for reason in rationales]
+
+
+def test_a_learnt_simulator_is_asked_of_unseen_premises_only():
+    unseen = [f"p{i}" for i in range(99) if split_of(f"p{i}") != "train"][:6]
+    answers, reasons = [E, N, N, C, C, C], [f"{E} yes", f"{N} so", f"{N} odd", f"{E} odd", f"{C} so", f"{N} odd"]
+    lines = [{"premise": premise, "hypothesis": "h", "label": label, "rationale": reason}
+             for premise, label, reason in zip(unseen, answers, reasons, strict=True)]
+    seen = [{"premise": f"p{i}", "hypothesis": "h", "label": C, "rationale": "so"} for i in range(40) if split_of(f"p{i}") == "train"]
+    row = ev.simulatability(seen + lines, simulator=Simulator())["table"]["T5"]
+    # leaks: rows 0, 1, 2, 4; there both minus input = 0, +1, 0, +1 -> 1/2; others: rows 3, 5: 0, 0 -> 0
+    assert (row["rows that leak"], row["that do not"]) == (4, 2)
+    assert row["LAS"] == pytest.approx(1 / 4) and row["simulatability"] == pytest.approx(2 / 6)
+    assert row["right from input"] == pytest.approx(1 / 6) and row["from both"] == pytest.approx(3 / 6)
+    assert set(ev.simulatability(seen, simulator=Simulator())["table"]) == {"n-grams"}          # nothing unseen to ask it of
 
 
 def test_the_cheap_reader_learns_and_never_from_its_own_premise():
@@ -407,6 +509,98 @@ def test_inserted_words():
     assert row == {"tried": 6, "answer flips": 0.5, "flips whose reason names it": pytest.approx(1 / 3)}
     assert all(len(hypothesis.split()) == 7 and {"a", "dog", "is", "near", "the", "bench"} < set(hypothesis.split()) for _, hypothesis in asked)
     assert re.fullmatch(r"a \w+ dog is near the bench", asked[0][1]) and re.fullmatch(r"a dog is \w+ near the bench", asked[1][1])
+
+
+@pytest.fixture
+def explainer(tiny):
+    """An Apprentice of random weights that answers and explains, and four rows that it has answered."""
+    model, tokenizer, examples = tiny
+    apprentice = Apprentice(model, tokenizer, "multitask", max_target=8)
+    answers = apprentice.answer([(e.premise, e.hypothesis) for e in examples[:4]])
+    answers = [{"id": e.id, "label": E, "rationale": a.rationale or "so"} for e, a in zip(examples, answers, strict=False)]
+    return apprentice, ev.join(examples[:4], answers), examples
+
+
+def test_noise_grows_from_nothing_and_leaves_no_trace(explainer):
+    apprentice, lines, _ = explainer
+    pairs = [(line["premise"], line["hypothesis"]) for line in lines]
+    before = apprentice.answer(pairs)
+    lines = [{**line, "label": a.label, "rationale": a.rationale} for line, a in zip(lines, before, strict=True)]
+    found = ev.noise_curves(lines, apprentice, seed=1)
+    table = list(found["table"].values())
+    assert table[0]["answer stays"] == 1 and table[0]["kept, answer stays"] == 1 and "kept, answer moves" not in table[0]
+    assert table[-1]["kept, answer stays"] < 0.7               # noise of four times the embeddings' size drowns them
+    assert apprentice.answer(pairs) == before and not apprentice.model.encoder._forward_pre_hooks
+    assert ev.noise_curves(lines, apprentice, seed=1) == found
+
+
+@pytest.mark.parametrize("format", ["multitask", "label_then_rationale"])
+def test_attributions_are_what_a_token_made_larger_does(explainer, format):
+    apprentice, lines, _ = explainer
+    model, tokenizer = apprentice.model, apprentice.tokenizer
+    reason = "a dog is a pet."
+    found = ev.attributions(Apprentice(model, tokenizer, format), lines[0], reason)
+    pair = f"premise: {lines[0]['premise']} hypothesis: {lines[0]['hypothesis']}"
+    first, count = {"multitask": ("predict: ", "explain: "), "label_then_rationale": ("judge: ", "judge: ")}[format], len(tokenizer.encode(pair)) - 1
+    label, told = tokenizer.encode(E)[:-1], tokenizer.encode(reason)[:-1]
+    if format == "multitask":
+        targets = {"label": ([], [*label, 1]), "rationale": ([], [*told, 1])}
+    else:
+        targets = {"label": ([], label), "rationale": (label, [*tokenizer.encode("explanation:")[:-1], *told, 1])}
+    for (part, (before, after)), lead in zip(targets.items(), first, strict=True):
+        x = model.shared(torch.tensor([tokenizer.encode(lead + pair)])).detach()
+        ids = [*before, *after]
+
+        def score(place, factor, x=x, ids=ids, before=before):                          # log-probability with one token's embedding made larger
+            scaled = x.clone()
+            scaled[0, place] *= factor
+            with torch.no_grad():
+                states = model.decode(torch.tensor([[0, *ids[:-1]]]), model.encoder(scaled))
+                logp = model.unembed.product(states).double().log_softmax(-1)[0]
+            return sum(float(logp[t, i]) for t, i in enumerate(ids) if t >= len(before))
+
+        skipped, eps = len(tokenizer.encode(lead)) - 1, 1e-2
+        wanted = [abs(score(skipped + i, 1 + eps) - score(skipped + i, 1 - eps)) / (2 * eps) for i in range(count)]
+        assert found[part].shape == (count,) and found[part] == pytest.approx(wanted, abs=0.02 * max(wanted))
+
+
+def test_attribution_overlap_is_spearmans(monkeypatch):
+    values = iter([([0.1, 3, 2, 0.5, 0.7], [2, 5, 1, 0.3, 4])] * 2 + [([1, 2, 3, 4, 5], [5, 4, 3, 2, 1])] * 2)
+    monkeypatch.setattr(ev, "attributions", lambda *_: dict(zip(("label", "rationale"), map(np.array, next(values)), strict=True)))
+    table = ev.attribution_overlap(lines_of((E, E, "a"), (E, E, "b")), None)["table"]
+    assert table["its own reason"]["rank correlation, %"] == pytest.approx(0.5)          # scipy.stats.spearmanr
+    assert table["control: another row's"]["rank correlation, %"] == pytest.approx(-1)
+
+
+def test_landscape_steps_are_as_long_as_the_weights(explainer):
+    apprentice, _, examples = explainer
+    model, seen = apprentice.model, []
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    hook = model.register_forward_pre_hook(lambda *_: seen.append({name: p - start[name] for name, p in model.named_parameters()}))
+    found = ev.landscape(examples[:8], apprentice, 3)
+    hook.remove()
+    steps, heights = found["pictures"][0]["contours"]
+    assert steps == [-1, 0, 1] and np.shape(heights) == (3, 3) and len(seen) == 9 * 2            # two tasks a point
+    assert all(torch.equal(p, start[name]) for name, p in model.named_parameters())
+    for name, p in start.items():
+        corner, sides = seen[0][name], (seen[2][name], seen[6][name])                           # (-1, -1); (-1, 0), (0, -1)
+        if p.dim() == 2:
+            assert all(torch.allclose(side.norm(dim=1), p.norm(dim=1), rtol=1e-3, atol=1e-5) for side in sides)
+            assert torch.allclose(corner, sides[0] + sides[1], atol=1e-5) and not torch.allclose(sides[0], sides[1])
+        else:
+            assert not corner.any()
+    losses = []
+    for task in ("predict", "explain"):                                                          # the middle: the run's own loss, one row at a time
+        logp = []
+        for e in examples[:8]:
+            source, target = (apprentice.tokenizer.encode(text) for text in FORMATS[task].render(e))
+            target = target[:7] + [1] if len(target) > 8 else target                             # max_target
+            with torch.no_grad():
+                scores = model(torch.tensor([source]), torch.tensor([[0, *target[:-1]]])).log_softmax(-1)[0]
+            logp += [float(scores[t, i]) for t, i in enumerate(target)]
+        losses.append(-np.mean(logp))
+    assert heights[1][1] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert found["table"]["up to 0 away"]["mean loss"] == f"{heights[1][1]:.3f}" and ev.picture("a", "b", contours=(steps, heights)).startswith(b"\x89PNG")
 
 
 # --- answers that are kept ------------------------------------------------------------------------------------------------
@@ -480,7 +674,8 @@ def test_a_run_gets_its_figures_predictions_picture_and_page(tmp_path, monkeypat
     result = json.loads((run / "eval.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 60 == result["rows"] and (result["limit"], result["seed"], result["split"]) == (60, 3, "test")
-    assert {"id", "label", "rationale", "gold_label", "references", "premise", "hypothesis", "kind"} <= set(lines[0])
+    assert {"id", "label", "rationale", "gold_label", "references", "premise", "hypothesis", "kind", "new triples"} <= set(lines[0])
+    assert {"Where it is right", "The trade-off", "Against the others", "Simulatability", "Labels"} <= set(result["findings"])
     assert result["accuracy"] == sum(line["label"] == line["gold_label"] for line in lines) / 60
     assert result["unparseable"] == [lines[0]["id"]]
     assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
@@ -497,7 +692,7 @@ def test_a_run_gets_its_figures_predictions_picture_and_page(tmp_path, monkeypat
     ev.main([str(tmp_path / "p.jsonl"), "--data=toy", "--limit=60", "--seed=3"])
     again = json.loads((tmp_path / "p.eval.json").read_text(encoding="utf-8"))
     assert result["parameters"] == 8 and float(result["ms_an_answer"]) > 0         # which a file of answers cannot tell
-    same = [key for key in result if key not in ("run", "settings", "findings", "parameters", "ms_an_answer")]
+    same = [key for key in result if key not in ("run", "settings", "findings", "parameters", "ms_an_answer", "data")]
     assert [again[key] for key in same] == [result[key] for key in same]
     assert (tmp_path / "p.report.html").is_file()
 
@@ -507,9 +702,12 @@ def test_a_run_that_answers_before_it_explains(tiny, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     (tmp_path / "spiece.model").write_bytes(tokenizer.path.read_bytes())
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"data": "toy", "format": "multitask", "max_target": 6}}))
-    ev.main([str(tmp_path), "--limit=12", "--probes=3"])
-    findings = json.loads((tmp_path / "eval.json").read_text())["findings"]
-    assert "Forced reasons" not in findings                    # no reason stands before the label
+    ev.main([str(tmp_path), "--limit=12", "--probes=3", "--landscape=3", f"--bert_score={tmp_path}", "--layer=1", "--idf", "--rescale"])
+    result = json.loads((tmp_path / "eval.json").read_text())
+    findings, table = result["findings"], result["findings"]["The answers"]["table"]
+    assert "Forced reasons" not in findings and "Landscape" in findings    # no reason stands before the label
+    assert result["reasons"]["bert_score"]["f"] == table[str(tmp_path)]["BERTScore"] and result["layer"] == 1 and result["idf"] is True
+    assert "BERTScore" in table["human, against the others"] and "layer 1, idf True" in (tmp_path / "bert_score.json").read_text()
     table = findings["Calibration"]["table"]
     assert 0.05 <= float(table["temperature fitted"]["temperature"]) <= 20 and 1 / 3 < table["as it is"]["mean confidence"] <= 1
     lines = (tmp_path / "answers.jsonl").read_text().strip().split("\n")
@@ -549,7 +747,7 @@ def test_bad_command_lines_are_one_line_and_status_2(tmp_path):
     for arguments, message in ((["out/none"], "out/none is neither"), ([f"{tmp_path}/p.jsonl"], "--data="),
                                ([f"{tmp_path}/p.jsonl", "--data=toy", "--limit=-1"], "--limit=-1"),
                                ([f"{tmp_path}/p.jsonl", "--data=toy"], "'nobody'"), ([str(tmp_path), "--limt=3"], "limt"),
-                               (["--limit=3"], "name a run")):
+                               (["--limit=3"], "name a run"), ([f"{tmp_path}/p.jsonl", "--landscape=-1"], "--landscape=-1")):
         with pytest.raises((DataError, SystemExit), match=re.escape(message)):
             ev.main(arguments)
     done = subprocess.run([sys.executable, "evaluate.py", "out/none"], cwd=ROOT, capture_output=True, text=True)
