@@ -185,7 +185,7 @@ def test_reasons_are_plain_means_and_missing_where_nothing_was_written():
     (rows(E), said(E, N), "1 predictions are for no row of the data.*'1'"),
     (rows(E), said(E) + said(E), "1 predictions share their id"),
     (rows(E) + rows(E), said(E), "1 rows of the data share their id"),
-    (rows(None), said(E), "none with a gold label"),
+    (rows(None), said(E), "no row of the data has a gold label"),
 ])
 def test_what_does_not_fit_together_is_an_error(examples, predictions, message):
     with pytest.raises(DataError, match=message):
@@ -674,7 +674,7 @@ def test_a_run_gets_its_figures_predictions_picture_and_page(tmp_path, monkeypat
     result = json.loads((run / "eval.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 60 == result["rows"] and (result["limit"], result["seed"], result["split"]) == (60, 3, "test")
-    assert {"id", "label", "rationale", "gold_label", "references", "premise", "hypothesis", "kind", "new triples"} <= set(lines[0])
+    assert {"id", "label", "rationale", "gold_label", "references", "premise", "hypothesis", "kind", "new triples"} <= set(lines[1])
     assert {"Where it is right", "The trade-off", "Against the others", "Simulatability", "Labels"} <= set(result["findings"])
     assert result["accuracy"] == sum(line["label"] == line["gold_label"] for line in lines) / 60
     assert result["unparseable"] == [lines[0]["id"]]
