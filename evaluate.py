@@ -199,16 +199,14 @@ def bootstrap_interval(values, clusters, draws=2000, seed=0, statistic=lambda me
 def label_metrics(gold, predicted):
     """Accuracy, share of valid answers, precision, recall and F1 of each label, macro F1 (the mean over the labels that occur in `gold`),
     confusion[gold][predicted or "none"]. A prediction that is none of LABELS is wrong. A ratio 0/0 is 0, as scikit-learn has it."""
-    confusion, labels = {label: dict.fromkeys((*LABELS, "none"), 0) for label in LABELS}, {}
-    for want, got in zip(gold, predicted, strict=True):
-        confusion[want][got if got in LABELS else "none"] += 1
+    pairs, labels = Counter((want, got if got in LABELS else "none") for want, got in zip(gold, predicted, strict=True)), {}
+    confusion = {want: {got: pairs[want, got] for got in (*LABELS, "none")} for want in LABELS}
     for label, row in confusion.items():
         scores = _scores(row[label], sum(other[label] for other in confusion.values()), sum(row.values()))
         labels[label] = {**dict(zip(("precision", "recall", "f1"), scores, strict=True)), "rows": sum(row.values())}
-    seen = [scores["f1"] for scores in labels.values() if scores["rows"]]
-    return {"accuracy": sum(row[label] for label, row in confusion.items()) / len(gold),
-            "valid": (len(gold) - sum(row["none"] for row in confusion.values())) / len(gold), "macro_f1": sum(seen) / len(seen),
-            "labels": labels, "confusion": confusion}  # fmt: skip
+    right, nothing = (sum(pairs[label, got or label] for label in LABELS) for got in ("", "none"))
+    return {"accuracy": right / len(gold), "valid": (len(gold) - nothing) / len(gold), "labels": labels, "confusion": confusion,
+            "macro_f1": float(np.mean([scores["f1"] for scores in labels.values() if scores["rows"]]))}  # fmt: skip
 
 def reason_metrics(reasons, references, clusters, seed=0, embed=None):
     """Plain means over the rows of ROUGE (with stemming) and, with `embed`, of BERTScore, an interval of each F, and BLEU. A row without reference is left out.
@@ -358,15 +356,16 @@ def comparison(lines, others, seed=0):
     table, premises = {}, [line["premise"] for line in lines]
     for name, their in others.items():
         pairs = list(zip(lines, their, strict=True))
-        gains = {what: np.array([a[key] - b[key] for a, b in pairs]) for what, key in (("accuracy", "right"), ("ROUGE-L", "ROUGE-L"))}
-        wins, differ = [int((sign * gains["accuracy"] > 0).sum()) for sign in (1, -1)], sum(a["label"] != b["label"] for a, b in pairs)
-        p = min(1.0, 2 * sum(math.comb(sum(wins), k) for k in range(min(wins) + 1)) / 2 ** sum(wins))
+        parted = Counter((a["right"], b["right"]) for a, b in pairs if a["label"] != b["label"])
+        one, two, none = (parted[places] for places in ((1, 0), (0, 1), (0, 0)))
+        p = min(1.0, 2 * sum(math.comb(one + two, k) for k in range(min(one, two) + 1)) / 2 ** (one + two))
         named = [(clauses(a["rationale"]), clauses(b["rationale"])) for a, b in pairs]
         row = table[f"minus {name}"] = {
-            "p": f"{p:.2g}", "only this right": wins[0], "only the other": wins[1], "differ, both wrong": differ - sum(wins),
-            "same answer": 1 - differ / len(lines), "clauses in common": float(np.mean([len(a & b) / max(len(a | b), 1) for a, b in named]))}  # fmt: skip
-        for what, gain in gains.items():
-            row |= {what: float(gain.mean()), f"{what}, 95%": bootstrap_interval(gain, premises, seed=seed)}
+            "p": f"{p:.2g}", "only this right": one, "only the other": two, "differ, both wrong": none, "same answer": 1 - parted.total() / len(lines),
+            "clauses in common": float(np.mean([len(a & b) / max(len(a | b), 1) for a, b in named]))}  # fmt: skip
+        for key in ("right", "ROUGE-L"):
+            gain = [a[key] - b[key] for a, b in pairs]
+            row |= {key: float(np.mean(gain)), f"{key}, 95%": bootstrap_interval(gain, premises, seed=seed)}
     return finding(comparison, table)
 
 TEMPLATES = re.compile(  # the frames of e-SNLI's uninformative reasons (Camburu et al. 2018, appendix A), without the sentences put in them
@@ -410,12 +409,11 @@ def manner(named_lines):
     human row is the first reason against the others. None of it knows meaning."""
     table = {}
     for name, lines in named_lines.items():
-        mean, different = means(lines, MANNER), {line["rationale"] for line in lines} - {""}
-        joints = Counter(joint for line in lines for joint in JOINTS.findall(line["rationale"].lower()))
-        if different:
-            table[name] = mean | {"words": f"{mean['words']:.1f}", "joints": f"{mean['joints']:.1f}", "different reasons": len(different) / len(lines),
-                                  "different words": len({word for reason in different for word in reason.lower().split()}),
-                                  "the most used joints": " ".join(joint for joint, _ in joints.most_common(4))}  # fmt: skip
+        mean, counts = means(lines, MANNER), Counter(line["rationale"].lower() for line in lines if line["rationale"])
+        joints = Counter(joint for reason in counts.elements() for joint in JOINTS.findall(reason))
+        if counts:
+            table[name] = mean | {"words": f"{mean['words']:.1f}", "joints": f"{mean['joints']:.1f}", "different reasons": len(counts) / len(lines),
+                                  "different words": len(set(" ".join(counts).split())), "most used joints": " ".join(dict(joints.most_common(4)))}
     return finding(manner, table)
 
 def breakdown(lines):
@@ -465,9 +463,9 @@ def leakage_adjusted(from_input, from_reason, from_both, premises, seed=0):
     columns = np.stack([gain * leaks, leaks, gain * (1 - leaks), 1 - leaks], axis=1)
     las = lambda means: (means[:, 0] / means[:, 1] + means[:, 2] / means[:, 3]) / 2  # noqa: E731
     with np.errstate(invalid="ignore"):  # where a bin is empty, in a draw or in all: 0 / 0
-        value = float(las(columns.mean(0, keepdims=True))[0])
-        interval = None if math.isnan(value) else bootstrap_interval(columns, premises, seed=seed, statistic=las)
-    return {"LAS": None if math.isnan(value) else value, "95% interval": interval, "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
+        defined = 0 < leaks.sum() < len(leaks)
+        found = (float(las(columns.mean(0, keepdims=True))[0]), bootstrap_interval(columns, premises, seed=seed, statistic=las)) if defined else (None, None)
+    return {"LAS": found[0], "95% interval": found[1], "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
             "that do not": int((1 - leaks).sum()), "right from input": float(np.mean(from_input)), "from both": float(np.mean(from_both))}  # fmt: skip
 
 def simulatability(lines, seed=0, simulator=None):
@@ -491,8 +489,7 @@ def swapped(lines, same, seed=0):
     """For each line another one, drawn among those with the same answer (same=False: with a different one); an empty one if there is none."""
     rng, empty = random.Random(seed), {"rationale": "", "premise": "", "hypothesis": ""}
     pools = {label: [line for line in lines if (line["label"] == label) == same] for label in {line["label"] for line in lines}}
-    twos = [rng.sample(pool, min(2, len(pool))) for pool in (pools[line["label"]] for line in lines)]
-    return [next((other for other in two if other is not line), empty) for two, line in zip(twos, lines, strict=True)]
+    return [next((other for other in rng.sample(pool, min(2, len(pool))) if other is not line), empty) for line in lines for pool in [pools[line["label"]]]]
 
 def consistency(lines, seed=0):
     """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason. The
@@ -515,16 +512,16 @@ def insertions(lines, answer, seed=0):
     """A word put into the hypothesis (an adjective behind an article or number, an adverb behind "is" or "are"): how often does the answer
     flip, and does the new reason name the word (Atanasova et al. 2023, arXiv 2305.18029, section 3.1)? A flip that the reason does not own
     up to is unfaithful; to name the word proves nothing, and the word may change what is true: a flip is no mistake by itself."""
-    rng, changed = random.Random(seed), []
     adjectives, adverbs = "old happy strange quiet famous tired clever friendly".split(), "slowly happily suddenly quietly really often".split()
+    rng, changed = random.Random(seed), []
     for line in lines:
         for spot in re.finditer(r"\b(?:(is|are)|an?|the|two|three|some) ", line["hypothesis"]):
             word = rng.choice(adverbs if spot[1] else adjectives)
             changed.append((line, word, f"{line['hypothesis'][: spot.end()]}{word} {line['hypothesis'][spot.end() :]}"))
     answers = answer([(line["premise"], hypothesis) for line, _, hypothesis in changed])
     flips = [word in a.rationale.lower() for (line, word, _), a in zip(changed, answers, strict=True) if a.label != line["label"]]
-    share, named = len(flips) / max(len(changed), 1), float(np.mean(flips)) if flips else None
-    return finding(insertions, {"inserted words": {"tried": len(changed), "answer flips": share, "flips whose reason names it": named}})
+    found = {"tried": len(changed), "answer flips": len(flips) / max(len(changed), 1), "flips whose reason names it": float(np.mean(flips)) if flips else None}
+    return finding(insertions, {"inserted words": found})
 
 def forced_reasons(lines, score, seed=0):
     """How often the answer moves when the reason before it is cut to its beginning, or swapped for another row's (Lanham et al. 2023,
@@ -533,11 +530,10 @@ def forced_reasons(lines, score, seed=0):
     pairs, words = [(line["premise"], line["hypothesis"]) for line in lines], [line["rationale"].split() for line in lines]
     forced = {f"first {share}%": [" ".join(w[: len(w) * share // 100]) for w in words] for share in (100, 75, 50, 25, 0)}
     forced |= {f"another row's, {'same' if same else 'other'} answer": [line["rationale"] for line in swapped(lines, same, seed)] for same in (True, False)}
-    choices = [score(pairs, reasons).argmax(-1) for reasons in forced.values()]  # score -> (N, 3), as Apprentice.score_labels
-    moves = [float((choice != choices[0]).float().mean()) for choice in choices]
-    lines = {"cut reasons": ((100, 75, 50, 25, 0), moves[:5])}
-    return finding(forced_reasons, {name: {"answer moves": share} for name, share in zip(forced, moves, strict=True)},
-                   {"x": "share of the reason kept, %", "y": "share of answers that move", "lines": lines})  # fmt: skip
+    choices = {name: score(pairs, reasons).argmax(-1) for name, reasons in forced.items()}  # score -> (N, 3), as Apprentice.score_labels
+    moves = {name: float((choice != choices["first 100%"]).float().mean()) for name, choice in choices.items()}
+    return finding(forced_reasons, {name: {"answer moves": share} for name, share in moves.items()}, {
+        "x": "share of the reason kept, %", "y": "share of answers that move", "lines": {"cut reasons": ((100, 75, 50, 25, 0), list(moves.values())[:5])}})
 
 def noise_curves(lines, apprentice, seed=0):
     """Do answer and reason give way together? Gaussian noise of growing size, in standard deviations of the embeddings, is added to what the encoder reads

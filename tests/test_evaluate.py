@@ -340,12 +340,12 @@ def test_comparison_by_hand():
     first = lines_of((E, E, "a b c d"), (E, E, "a b"), (N, E, "x"), (None, C, "a b c d"), (C, C, "a b c d"))
     other = lines_of((E, E, "a b c d"), (C, E, "a b"), (E, E, "x"), (N, C, "x"), (N, C, "x"))
     row = ev.comparison(first, {"other": other})["table"]["minus other"]
-    assert row["accuracy"] == pytest.approx(1 / 5) and (row["only this right"], row["only the other"]) == (2, 1) and row["p"] == "1"
+    assert row["right"] == pytest.approx(1 / 5) and (row["only this right"], row["only the other"]) == (2, 1) and row["p"] == "1"
     assert row["same answer"] == pytest.approx(1 / 5) and row["differ, both wrong"] == 1 and row["ROUGE-L"] == pytest.approx(2 / 5)
     assert row["clauses in common"] == pytest.approx(3 / 5)    # the reasons of three rows are the same, those of two have no clause in common
-    assert row["accuracy, 95%"][0] < 0.2 < row["accuracy, 95%"][1] and row["ROUGE-L, 95%"][0] >= 0
+    assert row["right, 95%"][0] < 0.2 < row["right, 95%"][1] and row["ROUGE-L, 95%"][0] >= 0
     alike = ev.comparison(first, {"itself": first})["table"]["minus itself"]
-    assert alike["accuracy"] == 0 and alike["accuracy, 95%"] == (0, 0)           # paired: no doubt about rows that are the same
+    assert alike["right"] == 0 and alike["right, 95%"] == (0, 0)           # paired: no doubt about rows that are the same
 
 
 def test_what_is_seen_of_a_reason():
@@ -362,7 +362,7 @@ def test_what_is_seen_of_a_reason():
     lines = [{**line, **found, "rationale": "They hug, because sisters are women. And so"}]
     table = ev.manner({"one": lines, "silent": [{**line, "rationale": ""}]})["table"]
     assert set(table) == {"one"} and table["one"]["words"] == "6.0" and table["one"]["different words"] == 8
-    assert table["one"]["the most used joints"] == ", because . and"
+    assert table["one"]["most used joints"] == ", because . and"
 
 
 def test_what_training_never_said():
