@@ -17,6 +17,7 @@ answer names no label is wrong. Shares are fractions in eval.json, percent in pr
 """
 
 import base64
+import contextlib
 import functools
 import html
 import io
@@ -741,7 +742,10 @@ def judge(path, opt, baselines, simulators):
     baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed, embed)  # the same for every run
     result["about"] = (f"{len(lines):,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, {result['premises']:,} premises"
                        + f", {size - len(lines):,} rows without a gold label left out" * (size > len(lines)))  # fmt: skip
-    new = unheard(lines, itertools.islice(stream_examples(settings["data"], "train"), settings.get("labelled_rows") or None)) if "data" in settings else None
+    new = None
+    if settings.get("data") == name:
+        with contextlib.suppress(DataError):  # a run that was moved may have left its training rows behind
+            new = unheard(lines, itertools.islice(stream_examples(name, "train"), settings.get("labelled_rows") or None))
     human = [{**line, "rationale": texts[0], "references": texts[1:]} for line in lines if (texts := line["references"])]
     lines, human = ([{**line, **read_reason(line, new)} for line in rows] for rows in (lines, human))
     said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {"Where it is right": breakdown(lines)}
