@@ -12,8 +12,7 @@
 A run folder gets eval.json (every figure), predictions.jsonl (a line a row with a gold label, the reference beside the answer),
 confusion.png and report.html, one page that works offline; a predictions file NAME.jsonl gets NAME.eval.json and NAME.report.html.
 Answers are kept in RUN/answers.jsonl and used again, after an interruption too, for as long as the weights are the same. A row whose
-answer names no label is wrong. Shares are fractions in eval.json, percent in print. Tiny models take a minute, of which the landscape
-6 s; 9,842 rows of reasons alone a minute. Read next: apprentice.py, distill.py.
+answer names no label is wrong. Shares are fractions in eval.json, percent in print. A minute for a tiny model. Read next: distill.py.
 """
 
 import base64
@@ -284,7 +283,6 @@ def bert_score(predictions, references, model, tokenizer, layer=None, idf=False,
     references = [[texts] if isinstance(texts, str) else texts for texts in references]
     ids = functools.cache(lambda text: tokenizer.encode(text.strip())[:-1])
     seen, M = Counter(i for texts in references for text in texts for i in set(ids(text))), sum(map(len, references))
-
     def embed(texts):
         """n texts -> their tokens' states of length 1 (n, S, d), weights (n, S), and which are tokens (n, S)"""
         batch = collate([([*ids(text), EOS], [EOS], [True]) for text in texts]).to(model.shared.weight.device)
@@ -295,7 +293,6 @@ def bert_score(predictions, references, model, tokenizer, layer=None, idf=False,
         tokens = F.pad(batch.source_mask[:, 1:], (0, 1))  # all but the last, </s>
         weights = [[math.log((M + 1) / (seen[i] + 1)) if idf else 1.0 for i in row] for row in batch.source.tolist()]
         return F.normalize(model.encoder.norm(x).float(), dim=-1), torch.tensor(weights, device=x.device) * tokens, tokens
-
     scores = torch.full((len(predictions), 3), -math.inf)
     pairs = [(i, text, other) for i, (text, texts) in enumerate(zip(predictions, references, strict=True)) for other in texts]
     pairs.sort(key=lambda pair: len(pair[1]) + len(pair[2]))
@@ -437,12 +434,10 @@ def cross_fitted(lines, training, views, steps=60):
     """What a cheap reader takes the texts of views {name: N texts} for: {name: N labels}. It is a logistic regression over the words and word pairs of a text
     (right on 87% of e-SNLI from a human's reason alone), blind to how sentences hang together. training: [(row, text, label)]. The rows are cut in two by
     premise, and each half is read by the reader that learned from the other."""
-
     def bags(texts):  # -> the hashed words and pairs of all texts in one row, and where each text's begin
         words = [re.findall(r"\w+", text.lower()) for text in texts]
         grams = [sorted({zlib.crc32(gram.encode()) % 2**16 for gram in (*w, *map(" ".join, zip(w, w[1:], strict=False)))}) for w in words]
         return torch.tensor([i for row in grams for i in row], dtype=torch.long), torch.tensor([0, *map(len, grams)]).cumsum(0)[:-1]
-
     half, readers = [zlib.crc32(line["premise"].encode()) % 2 for line in lines], []
     for k in (0, 1):
         texts, labels = zip(*[(text, LABELS.index(label)) for i, text, label in training if half[i] != k], strict=True)
