@@ -415,13 +415,13 @@ def manner(named_lines):
     return finding(manner, table)
 
 def breakdown(lines):
-    """Where is it right, and where are its reasons like people's? By gold label, by kind of inference where the data tells it, and by thirds of the rows.
-    Groups overlap (the long pairs may be the neutral ones), so a difference between two has more than one possible cause."""
+    """Where is it right, and where are its reasons like people's? By gold label, by kind of inference where the data tells it, by thirds of the lengths and
+    of the overlap: how many of the hypothesis' words the premise holds. Long pairs may be the neutral ones: a difference has more than one possible cause."""
     groups = {f"{what}: {value}": [line for line in lines if line[key] == value] for what, key in (("gold", "gold_label"), ("kind", "kind"))
               for value in sorted({line[key] for line in lines} - {""})}  # fmt: skip
     measures = {"words of the pair": [len(f"{line['premise']} {line['hypothesis']}".split()) for line in lines],
                 "words of the reason": [line["words"] for line in lines],
-                "% of the hypothesis' words in the premise": [100 * rouge(line["premise"], line["hypothesis"])["rouge1"][1] for line in lines]}  # fmt: skip
+                "overlap, %": [100 * rouge(line["premise"], line["hypothesis"])["rouge1"][1] for line in lines]}  # fmt: skip
     for what, sizes in measures.items():
         sizes = np.array(sizes)
         third = np.searchsorted(np.quantile(sizes, (1 / 3, 2 / 3)), sizes)

@@ -385,7 +385,7 @@ def test_breakdown_by_hand():
     assert table["kind: u"]["rows"] == 2 and table["kind: v"]["right"] == 0 and "kind: " not in table
     words = {name.split(": ")[1]: row["rows"] for name, row in table.items() if name.startswith("words of the pair")}
     assert words == {"2 to 2": 2, "3 to 4": 2, "5 to 6": 2}
-    overlap = {name.split(": ")[1]: (row["rows"], row["right"]) for name, row in table.items() if name.startswith("%")}
+    overlap = {name.split(": ")[1]: (row["rows"], row["right"]) for name, row in table.items() if name.startswith("overlap")}
     assert overlap == {"0 to 0": (4, 0.5), "100 to 100": (2, 1)}                # the hypothesis is "h"
 
 
@@ -710,6 +710,8 @@ def test_a_run_that_answers_before_it_explains(tiny, tmp_path, capsys):
     assert "BERTScore" in table["human, against the others"] and "layer 1, idf True" in (tmp_path / "bert_score.json").read_text()
     table = findings["Calibration"]["table"]
     assert 0.05 <= float(table["temperature fitted"]["temperature"]) <= 20 and 1 / 3 < table["as it is"]["mean confidence"] <= 1
+    with pytest.raises(DataError, match="did not learn what .* answers: python distill.py configs/simulator.py"):
+        ev.main([str(tmp_path), f"--simulator={tmp_path}"])
     lines = (tmp_path / "answers.jsonl").read_text().strip().split("\n")
     ev.main([str(tmp_path), "--limit=12", "--probes=3"])
     assert (tmp_path / "answers.jsonl").read_text().strip().split("\n") == lines    # nothing was asked again
