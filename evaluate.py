@@ -534,8 +534,7 @@ def forced_reasons(lines, score, seed=0):
 def noise_curves(lines, apprentice, seed=0):
     """Do answer and reason give way together? Gaussian noise of growing size, in standard deviations of the embeddings, is added to what the encoder reads
     ("robustness equivalence", Wiegreffe et al. 2021, arXiv 2010.12762). Kept: ROUGE-L to the reason without noise, where the answer stayed and where it moved.
-    Costs an answer a row and size. A reason that rests on what the answer rests on falls with it; but both may also fall at once each for a cause of its
-    own."""
+    Costs an answer a row and size. A reason that rests on what the answer rests on falls with it; both may also fall for different causes."""
     scale, generator, table = float(apprentice.model.shared.weight.detach().std()), torch.Generator().manual_seed(seed), {}
     score = lambda answer, texts: rouge(answer.rationale, texts or "")["rougeL"][2]  # noqa: E731
     sizes, pairs = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), [(line["premise"], line["hypothesis"]) for line in lines]
@@ -573,8 +572,7 @@ def attributions(apprentice, line, reason):
 def attribution_overlap(lines, apprentice, seed=0):
     """Do label and reason rest on the same words? Spearman's rank correlation, over the tokens of the pair, of what matters to the label and what to the reason
     by gradient x input (after the "feature importance agreement" of Wiegreffe et al. 2021): mean and interval of the rows; as control the model is made to give
-    another row's reason for that answer. Two passes a row. Gradients see very small changes only, and words can matter to both without the one leading to the
-    other."""
+    another row's reason for that answer. Two passes a row. Gradients see very small changes only, and words may matter to each for its own cause."""
     table, premises = {}, [line["premise"] for line in lines]
     for name, told in (("its own reason", lines), ("control: another row's", swapped(lines, True, seed))):
         both = [attributions(apprentice, line, other["rationale"]) for line, other in zip(lines, told, strict=True)]
