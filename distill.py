@@ -705,6 +705,8 @@ def main(argv=None):
         start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
         before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)]
         folders += [f for f in (*before, train(config, origin)) if f not in folders]
+    if configs[-1].format == "simulate":
+        return print(f"results are in {folders[-1]}; python evaluate.py RUN --simulator={folders[-1]} judges by it whether RUN's reasons help")
     for data in configs[-1].tests.split() or [configs[-1].data]:
         with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report
             evaluate.main([*map(str, folders), f"--data={data}", f"--limit={configs[-1].test_rows}", f"--device={configs[-1].torch_device}", "--probes=0"])
