@@ -119,8 +119,8 @@ class Config:
             ("from 0 to below 1", lambda x: 0 <= x < 1, "word_dropout"),
             ("between 0 and 1", lambda x: 0 < x < 1, "kd_skew"),
             (f'texts such as "kd_weight:0.5", of {", ".join(WEIGHTS)}',
-             lambda x: all(re.fullmatch(rf"({'|'.join(WEIGHTS)}):\d*\.?\d+", part) for part in x.split()), "schedule"),
-            ("0 or more, and finite", lambda x: 0 <= x < math.inf, " ".join(k for k, v in asdict(self).items() if isinstance(v, (int, float)))),
+             lambda x: all(re.fullmatch(rf"({'|'.join(WEIGHTS)}):\d{{0,9}}\.?\d{{1,9}}", part) for part in x.split()), "schedule"),
+            ("from 0 to below 1e30", lambda x: 0 <= x < 1e30, " ".join(k for k, v in asdict(self).items() if isinstance(v, (int, float)))),
         ):  # fmt: skip
             for key in keys.split():
                 if not holds(getattr(self, key)):
@@ -134,7 +134,8 @@ class Config:
              "teacher_cache holds the likeliest words at the data's own rows; on_policy, word_dropout, hidden_weight and teacher_mix=confidence need it live"),
             (self.student_layers and self.student not in (*SIZES, "cut") or self.student_width and self.student not in SIZES,
              f"student_layers shapes a size or cut, student_width a size; student is {self.student!r}"),
-            (any(weight == 0 for _, weight in self.teachers()), f"teacher={self.teacher}: a weight is 0; leave that teacher out"),
+            (any(weight == 0 for files in (False, True) for _, weight in self.teachers(files)), f"teacher={self.teacher}: a weight is 0; leave that teacher out"),
+            (self.teacher_temperature and self.teacher_beams > 1, "teacher_temperature has the teacher draw, teacher_beams has it search: set one of them"),
             (not all(isinstance(other, dict) for other in self.baselines.values()), f"baselines is {self.baselines}, not {{name: {{setting: value}}}}"),
             (self.student == "cut" and not self.student_layers, "student=cut: set student_layers to how many to cut from the teacher"),
         ):  # fmt: skip
@@ -538,7 +539,7 @@ def lessons(config, teachers):
     found, files = [(config.data, 1.0)] if config.teacher_writes != "all" else [], config.teachers(files=True)
     if config.hypothesis_only:
         rows = read_examples(config.data, "train", config.labelled_rows)
-        rows = random.Random(config.seed).sample(rows, round(config.hypothesis_only * len(rows)))
+        rows = random.Random(config.seed).sample(rows, math.ceil(config.hypothesis_only * len(rows)))
         found.append(([replace(e, premise="", label="neutral", explanations=("nothing is known.",)) for e in rows], 1.0))
     if config.teacher_writes != "none":
         path, examples = config.folder / "teacher.jsonl", read_examples(config.data, "train")
@@ -592,7 +593,8 @@ def prepare(config):
         if config.teacher_cache:
             files = [f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
             about = {"teacher": digest(*files), "vocabulary": digest(vocabulary)}
-            ask = functools.partial(CachedTeacher, Path(config.teacher_cache) / folder.name, about, itertools.chain(*rows.values()), config, ask)
+            ask = functools.partial(CachedTeacher, Path(config.teacher_cache) / folder.name, about, itertools.chain(*rows.values()),
+                                    replace(config, top_k=min(config.top_k, tokenizer.vocab_size)), ask)
         asked.append(ask())
     trainer = Trainer(student, asked, config, tokenizer.vocab_size)
     learn, have = (sum(p.numel() for p in some) for some in (trainer.learning, student.parameters()))
