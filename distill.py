@@ -134,7 +134,7 @@ class Config:
              "teacher_cache holds the likeliest words at the data's own rows; on_policy, word_dropout, hidden_weight and teacher_mix=confidence need it live"),
             (self.student_layers and self.student not in (*SIZES, "cut") or self.student_width and self.student not in SIZES,
              f"student_layers shapes a size or cut, student_width a size; student is {self.student!r}"),
-            (any(weight == 0 for files in (False, True) for _, weight in self.teachers(files)), f"teacher={self.teacher}: a weight is 0; leave that teacher out"),
+            (any(weight == 0 for files in (0, 1) for _, weight in self.teachers(files)), f"teacher={self.teacher}: a weight is 0; leave that teacher out"),
             (self.teacher_temperature and self.teacher_beams > 1, "teacher_temperature has the teacher draw, teacher_beams has it search: set one of them"),
             (not all(isinstance(other, dict) for other in self.baselines.values()), f"baselines is {self.baselines}, not {{name: {{setting: value}}}}"),
             (self.student == "cut" and not self.student_layers, "student=cut: set student_layers to how many to cut from the teacher"),
@@ -614,20 +614,23 @@ def train(config, origin):
     folder, settings = config.folder, asdict(config)
     if (folder / "run.json").is_file():
         run = read_run(folder)
-        was = {**asdict(Config()), **run["settings"]}  # a setting younger than the run stood at its default
+        was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
         differ = [k for k in settings if settings[k] != was[k] and k != "out_dir"]  # a folder may have been moved
-        if differ:
+        if differ and (folder / "log.jsonl").is_file():
             was = f"{folder} holds another run: its {differ[0]} is {was[differ[0]]!r}, not {settings[differ[0]]!r}"
             raise DataError(f"{was}; choose another --name, or delete the folder")
         if run.get("finished"):
             print(f"{folder} is finished")
             return folder
+        for file in ("spiece.model", "teacher.jsonl") if differ else ():  # of a start that came to nothing, with other settings
+            (folder / file).unlink(missing_ok=True)
     print(f"\n== {folder}: " + ", ".join(f"{k} {v!r} ({origin.get(k, 'default')})" for k, v in settings.items() if k not in ("baselines", "name")))
-    trainer, tokenizer, lengths, batches_of, held_out = prepare(config)
+    folder.mkdir(parents=True, exist_ok=True)
     git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     run = {"settings": settings, "origin": origin, "command": " ".join(sys.argv), "git": git, "finished": False,
            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "device": config.torch_device}  # fmt: skip
     replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
+    trainer, tokenizer, lengths, batches_of, held_out = prepare(config)
     sampler = BucketSampler(lengths, config.batch_size, config.seed)
     state_file, best, log = folder / "checkpoint" / "state.pt", -1.0, folder / "log.jsonl"
     if state_file.is_file():

@@ -31,6 +31,7 @@ from distill import (
     read_config,
     read_settings,
     top_k,
+    train,
 )  # fmt: skip
 from model import T5, T5Config, read_safetensors
 
@@ -297,6 +298,16 @@ def test_illegal_combinations_say_why(world, tmp_path):
             Config(**bad)
     with pytest.raises(DataError, match="need a T5 as the teacher"):
         main(["configs/tiny_teacher.py", "--kd_weight=1", f"--teacher={world / 'words.jsonl'}"])
+
+
+def test_a_start_that_failed_leaves_no_vocabulary_behind(world, tmp_path):
+    config = settings(world, tmp_path, vocabulary=str(world / "other.model"), teacher="nowhere.jsonl", max_steps=1)
+    with pytest.raises(DataError, match="no such file"):
+        train(config, {})
+    folder = train(replace(config, vocabulary=str(world / "spiece.model"), teacher=""), {})
+    assert (folder / "spiece.model").read_bytes() == (world / "spiece.model").read_bytes()
+    with pytest.raises(DataError, match="holds another run: its vocabulary"):
+        train(config, {})
 
 
 def test_a_cut_student_has_evenly_spaced_layers_of_its_teacher():
