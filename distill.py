@@ -546,10 +546,9 @@ def lessons(config, teachers):
         examples = examples if config.teacher_writes == "all" else examples[config.labelled_rows or len(examples) :]
         if not path.is_file():
             print(f"{teachers[0]} labels and explains {len(examples):,} pairs")
-            how = {"num_beams": config.teacher_beams}
-            if T := config.teacher_temperature:
-                how |= {"do_sample": True, "temperature": T, "generator": torch.Generator(config.torch_device).manual_seed(config.seed)}
-            Apprentice.load(teachers[0], device=config.torch_device).write_rationales(path, examples, str(teachers[0]), **how)
+            drawn = {"temperature": config.teacher_temperature or 1.0, "generator": torch.Generator(config.torch_device).manual_seed(config.seed)}
+            Apprentice.load(teachers[0], device=config.torch_device).write_rationales(
+                path, examples, str(teachers[0]), num_beams=config.teacher_beams, do_sample=config.teacher_temperature > 0, **drawn)
         files.append((path, 1.0))
     if files:
         gold = {(e.premise, e.hypothesis): e.label for e in read_examples(config.data, "train", config.labelled_rows)}
@@ -639,7 +638,8 @@ def train(config, origin):
         sampler.load_state_dict(state["sampler"])
         best = state["best"]
         print(f"going on from step {trainer.steps}")
-    replace_file(log, *(x for x in (log.read_bytes().splitlines(True) if log.is_file() else []) if json.loads(x)["step"] <= trainer.steps))
+    lines = log.read_bytes().splitlines(True) if log.is_file() else []  # of a full disk the last may be cut off
+    replace_file(log, *(line for line in lines if line.endswith(b"}\n") and json.loads(line)["step"] <= trainer.steps))
     batches, started, tokens, first = iter(sampler), time.time(), 0, trainer.steps
     bar = tqdm(total=config.max_steps, initial=first, desc=config.name, unit="step")
 
@@ -671,7 +671,10 @@ def train(config, origin):
                 trainer.student.save_pretrained(folder)
         if step % config.save_every == 0:
             state_file.parent.mkdir(exist_ok=True)
-            torch.save({"trainer": trainer.state_dict(), "sampler": sampler.state_dict(), "best": best}, f"{state_file}.tmp")
+            try:
+                torch.save({"trainer": trainer.state_dict(), "sampler": sampler.state_dict(), "best": best}, f"{state_file}.tmp")
+            except RuntimeError as e:
+                raise OSError(f"{state_file}.tmp cannot be written; is the disk full? ({e})") from None
             os.replace(f"{state_file}.tmp", state_file)
     bar.close()
     replace_file(folder / "run.json", json.dumps({**run, "finished": True}, indent=1).encode())
