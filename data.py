@@ -413,7 +413,7 @@ def train_vocabulary(texts, path, size):
         if any(len(Tokenizer(part).encode(label)) != 2 for label in LABELS):
             raise RuntimeError("it would break a label's word up")
         os.replace(part, path)
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
         part.unlink(missing_ok=True)
         raise DataError(f"no vocabulary of {size} pieces from {len(words)} words: {str(e).strip().splitlines()[-1]}; change the size or give more text") from e
 

@@ -484,7 +484,7 @@ class Trainer:
     def own_words(self, batch):
         """The batch with targets that the student draws itself (Agarwal et al. 2024, GKD, arXiv 2306.13649), every token of one part."""
         with self.autocast:
-            written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=self.config.max_target - 1, do_sample=True)
+            written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=max(1, self.config.max_target - 1), do_sample=True)
         return Batch(batch.source, batch.source_mask, collate([([0], [*ids, EOS], [True]) for ids in written]).labels.to(self.device))
 
     def state_dict(self):
