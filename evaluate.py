@@ -583,7 +583,7 @@ def landscape(examples, apprentice, points, seed=0):
     """How does the loss lie around the weights? Mean cross-entropy of a token of gold labels and human reasons (of up to 64 rows), along two random directions
     from the weights. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4), so
     that a step of 1 undoes as much in every run; norms stand still. Two directions of very many: a slice, and a flat one proves no good generalisation."""
-    steps, generator, batches = np.linspace(-1, 1, points | 1), torch.Generator().manual_seed(seed), [batch for _, batch in lessons(apprentice, examples)]
+    steps, generator, batches = np.linspace(-1, 1, max(3, points | 1)), torch.Generator().manual_seed(seed), [batch for _, batch in lessons(apprentice, examples)]
     matrices, grid = [p for p in apprentice.model.parameters() if p.dim() == 2], np.zeros((len(steps), len(steps)))
     direction = lambda p: F.normalize(torch.randn(p.shape, generator=generator)).to(p) * p.norm(dim=1, keepdim=True)  # noqa: E731
     start, *ways = ([draw(p) for p in matrices] for draw in (torch.clone, direction, direction))
@@ -702,7 +702,7 @@ def read_predictions(path):
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
-            predictions.append({"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": row.get("text", "")})
+            predictions.append({"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": str(row.get("text", ""))})
             if not isinstance(row["label"], str | None) or not isinstance(row.get("rationale") or "", str):
                 raise TypeError
         except (ValueError, TypeError, KeyError):
@@ -805,7 +805,7 @@ def main(argv=None):
             replace_file(place / "confusion.png", picture("predicted", "gold", confusion=result["confusion"]))
         for name, text in told.items():
             file = place / name if place.is_dir() else place.with_name(f"{place.stem}.{name}")
-            replace_file(file, text.encode())
+            replace_file(file, text.encode(errors="replace"))  # half a character, that an answer may hold, is a question mark
             print("wrote", file)
 
 if __name__ == "__main__":
