@@ -313,7 +313,9 @@ def bert_scorer(name, examples, layer=0, idf=False, rescale=False, device="cpu")
     the means over up to 2,000 reasons of the examples, each beside another one by chance; kept beside the weights, and found there again."""
     encoder, texts = Apprentice.load(name, device=device), sorted({e.explanations[0] for e in examples if e.explanations})
     score = functools.partial(bert_score, model=encoder.model, tokenizer=encoder.tokenizer, layer=layer or None, idf=idf)
-    if not rescale or not texts:
+    if layer > (blocks := encoder.model.config.num_layers):
+        raise DataError(f"--layer={layer}: the encoder of {name} has {blocks}")
+    if not rescale or len(texts) < 2:
         return score
     texts, folder = random.Random(0).sample(texts, min(len(texts), 2000)), fetch(name)
     made = zlib.crc32(b"".join(f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model")) + repr(texts).encode())
