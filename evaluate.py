@@ -585,7 +585,7 @@ def landscape(examples, apprentice, points, seed=0):
     """How does the loss lie around the weights? Mean cross-entropy of a token of gold labels and human reasons (of up to 64 rows), along two random directions
     from the weights. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4), so
     that a step of 1 undoes as much in every run; norms stand still. Two directions of very many: a slice, and a flat one proves no good generalisation."""
-    steps, generator, batches = np.linspace(-1, 1, max(3, points | 1)), torch.Generator().manual_seed(seed), [batch for _, batch in lessons(apprentice, examples)]
+    steps, generator, batches = np.linspace(-1, 1, max(3, points | 1)), torch.Generator().manual_seed(seed), [b for _, b in lessons(apprentice, examples)]
     matrices, grid = [p for p in apprentice.model.parameters() if p.dim() == 2], np.zeros((len(steps), len(steps)))
     direction = lambda p: F.normalize(torch.randn(p.shape, generator=generator)).to(p) * p.norm(dim=1, keepdim=True)  # noqa: E731
     start, *ways = ([draw(p) for p in matrices] for draw in (torch.clone, direction, direction))
