@@ -515,7 +515,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 os.fsync(file.fileno())
                 bar.set_postfix(failed=failures.total(), refresh=False)
                 bar.update(len(finished))
-                if failures.total() >= 2 * workers and failures.total() == bar.n - bar.initial:
+                if failures.total() == bar.n - bar.initial >= (2 * workers if rows else min(2 * workers, bar.total)):
                     raise DataError(f"{url or model}: all of the first {failures.total()} rows failed ({failures.most_common(1)[0][0]})")
         finally:  # an error or Ctrl-C: what waits is not asked
             pool.shutdown(cancel_futures=True)
@@ -544,9 +544,9 @@ def chat(url, body, timeout, lines):
             content = reply.read()
             if reply.status != 200:
                 raise urllib.request.HTTPError(url, reply.status, reply.reason, reply.headers, None)
-            told = json.loads(content)
-            return told["choices"][0]["message"]["content"] or "", told["choices"][0].get("finish_reason"), (told.get("usage") or {}).get("total_tokens", 0)
-        except (ValueError, LookupError, TypeError):
+            (choice, *_), usage = (told := json.loads(content))["choices"], told.get("usage") or {}
+            return (choice["message"]["content"] or "").strip(), choice.get("finish_reason"), int(usage.get("total_tokens") or 0)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ConnectionError("the answer is no chat completion") from None
         except (OSError, HTTPException):
             line.close()  # the next request opens it anew
