@@ -470,7 +470,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     try:
         template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
         done = [line for line in out.read_bytes().splitlines(True) if line.endswith(b"\n")] if out.exists() else []  # the last may be cut off
-        rows = {row["id"]: row for row in map(json.loads, done)}
+        rows = {row["id"]: {"label": None, "rationale": "", "gold": None, "faults": (), "tokens": 0, **row} for row in map(json.loads, done)}
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
     if missing := [word for word in ("{premise}", "{hypothesis}") if word not in template]:
@@ -635,9 +635,10 @@ def main(argv=None):
         print(__doc__)
         return
     if argv[0] == "collect":
-        opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)[1]
-        if not opt["model"] or not re.match("https?://|$", opt["url"]) or min(opt["concurrency"], opt["samples"]) < 1:
-            raise DataError("collect needs --model=NAME, a run folder or what the server at --url=http://… calls it; concurrency and samples are 1 or more")
+        words, opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)
+        words += [f"--{k}={v}" for k, v in opt.items() if not isinstance(v, str) and v < (k in ("concurrency", "samples"))]
+        if words or not opt["model"] or not re.match("https?://|$", opt["url"]):
+            raise DataError(f"collect needs --model=NAME, a run folder or what the server at --url=http://… calls it, --in=FILE{'; not '.join(['', *words])}")
         collect(opt.pop("in"), **opt)
         return
     words, opt = options(argv, json=False, device="cpu", dtype="float32", num_beams=1)
