@@ -470,7 +470,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     try:
         template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
         done = [line for line in out.read_bytes().splitlines(True) if line.endswith(b"\n")] if out.exists() else []  # the last may be cut off
-        rows = {row["id"]: row for row in map(json.loads, done)}
+        rows = {row["id"]: {"label": None, "rationale": "", "gold": None, "faults": (), "tokens": 0, **row} for row in map(json.loads, done)}
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
     if missing := [word for word in ("{premise}", "{hypothesis}") if word not in template]:
@@ -515,7 +515,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 os.fsync(file.fileno())
                 bar.set_postfix(failed=failures.total(), refresh=False)
                 bar.update(len(finished))
-                if failures.total() >= 2 * workers and failures.total() == bar.n - bar.initial:
+                if failures.total() == bar.n - bar.initial >= (2 * workers if rows else min(2 * workers, bar.total)):
                     raise DataError(f"{url or model}: all of the first {failures.total()} rows failed ({failures.most_common(1)[0][0]})")
         finally:  # an error or Ctrl-C: what waits is not asked
             pool.shutdown(cancel_futures=True)
@@ -544,9 +544,9 @@ def chat(url, body, timeout, lines):
             content = reply.read()
             if reply.status != 200:
                 raise urllib.request.HTTPError(url, reply.status, reply.reason, reply.headers, None)
-            told = json.loads(content)
-            return told["choices"][0]["message"]["content"] or "", told["choices"][0].get("finish_reason"), (told.get("usage") or {}).get("total_tokens", 0)
-        except (ValueError, LookupError, TypeError):
+            (choice, *_), usage = (told := json.loads(content))["choices"], told.get("usage") or {}
+            return (choice["message"]["content"] or "").strip(), choice.get("finish_reason"), int(usage.get("total_tokens") or 0)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ConnectionError("the answer is no chat completion") from None
         except (OSError, HTTPException):
             line.close()  # the next request opens it anew
@@ -635,9 +635,10 @@ def main(argv=None):
         print(__doc__)
         return
     if argv[0] == "collect":
-        opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)[1]
-        if not opt["model"] or not re.match("https?://|$", opt["url"]) or min(opt["concurrency"], opt["samples"]) < 1:
-            raise DataError("collect needs --model=NAME, a run folder or what the server at --url=http://… calls it; concurrency and samples are 1 or more")
+        words, opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)
+        words += [f"--{k}={v}" for k, v in opt.items() if not isinstance(v, str) and v < (k in ("concurrency", "samples"))]
+        if words or not opt["model"] or not re.match("https?://|$", opt["url"]):
+            raise DataError(f"collect needs --model=NAME, a run folder or what the server at --url=http://… calls it, --in=FILE{'; not '.join(['', *words])}")
         collect(opt.pop("in"), **opt)
         return
     words, opt = options(argv, json=False, device="cpu", dtype="float32", num_beams=1)

@@ -268,14 +268,14 @@ def columns(present, names=()):
     found = {ours: name for ours, theirs in names.items() for name in theirs if name in present}
     for ours in ("premise", "hypothesis", "label"):
         if ours not in found:
-            raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {', '.join(present) or 'none'}")
+            raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {repr(', '.join(present)[:200])[1:-1] or 'none'}")
     return found
 
 def example_of(row, names, numbers, name, mended, pairs=None):
     """A row as (split or "", Example), counting in `mended` what was not as it should be; DataError says why it can't be one."""
     try:
         row = json.loads(row) if isinstance(row, str) else row
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DataError(f"not JSON ({e}); one object a line is expected") from None
     if not isinstance(row, dict) or "too many" in row:
         raise DataError("more cells than columns; quote one that holds the separator" if isinstance(row, dict) else f"{row!r:.40} is not an object")
@@ -286,7 +286,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     found = columns(tuple(row), names)
 
     def text(column, value):
-        if not isinstance(value, str) or "\ufffd" in value:
+        if not isinstance(value, str) or not value.isascii() and re.search("[\ufffd\ud800-\udfff]", value):  # what stands for other bytes, half a character
             raise DataError(f"{column} is {value!r}, not {'UTF-8' if isinstance(value, str) else 'a text'}")
         clean = " ".join(value.split())  # line breaks and doubled spaces are one space to a tokenizer
         if clean != value:
@@ -307,7 +307,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")
     given = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations", [row.get(f"Explanation_{k}", "") for k in (1, 2, 3)])
     reasons = {k: reason for k, reason in enumerate((text("an explanation", r) for r in (given if isinstance(given, list) else [None])), 1) if reason}
-    marked = [(row.get(f"Sentence1_marked_{k}", ""), row.get(f"Sentence2_marked_{k}", "")) for k in reasons] if "Sentence1_marked_1" in row else ()
+    marked = [tuple(str(row.get(f"Sentence{side}_marked_{k}") or "") for side in (1, 2)) for k in reasons] if "Sentence1_marked_1" in row else ()
     mended["rows without a label"] += not label
     mended["rows without an explanation"] += not reasons
     mended["rows with some explanations empty"] += bool(reasons) and any(not row.get(f"Explanation_{k}", "x").strip() for k in (1, 2, 3))
@@ -413,7 +413,7 @@ def train_vocabulary(texts, path, size):
         if any(len(Tokenizer(part).encode(label)) != 2 for label in LABELS):
             raise RuntimeError("it would break a label's word up")
         os.replace(part, path)
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
         part.unlink(missing_ok=True)
         raise DataError(f"no vocabulary of {size} pieces from {len(words)} words: {str(e).strip().splitlines()[-1]}; change the size or give more text") from e
 

@@ -119,8 +119,8 @@ class Config:
             ("from 0 to below 1", lambda x: 0 <= x < 1, "word_dropout"),
             ("between 0 and 1", lambda x: 0 < x < 1, "kd_skew"),
             (f'texts such as "kd_weight:0.5", of {", ".join(WEIGHTS)}',
-             lambda x: all(re.fullmatch(rf"({'|'.join(WEIGHTS)}):\d*\.?\d+", part) for part in x.split()), "schedule"),
-            ("0 or more, and finite", lambda x: 0 <= x < math.inf, " ".join(k for k, v in asdict(self).items() if isinstance(v, (int, float)))),
+             lambda x: all(re.fullmatch(rf"({'|'.join(WEIGHTS)}):\d{{0,9}}\.?\d{{1,9}}", part) for part in x.split()), "schedule"),
+            ("from 0 to below 1e30", lambda x: 0 <= x < 1e30, " ".join(k for k, v in asdict(self).items() if isinstance(v, (int, float)))),
         ):  # fmt: skip
             for key in keys.split():
                 if not holds(getattr(self, key)):
@@ -134,7 +134,8 @@ class Config:
              "teacher_cache holds the likeliest words at the data's own rows; on_policy, word_dropout, hidden_weight and teacher_mix=confidence need it live"),
             (self.student_layers and self.student not in (*SIZES, "cut") or self.student_width and self.student not in SIZES,
              f"student_layers shapes a size or cut, student_width a size; student is {self.student!r}"),
-            (any(weight == 0 for _, weight in self.teachers()), f"teacher={self.teacher}: a weight is 0; leave that teacher out"),
+            (any(weight == 0 for files in (0, 1) for _, weight in self.teachers(files)), f"teacher={self.teacher}: a weight is 0; leave that teacher out"),
+            (self.teacher_temperature and self.teacher_beams > 1, "teacher_temperature has the teacher draw, teacher_beams has it search: set one of them"),
             (not all(isinstance(other, dict) for other in self.baselines.values()), f"baselines is {self.baselines}, not {{name: {{setting: value}}}}"),
             (self.student == "cut" and not self.student_layers, "student=cut: set student_layers to how many to cut from the teacher"),
         ):  # fmt: skip
@@ -483,7 +484,7 @@ class Trainer:
     def own_words(self, batch):
         """The batch with targets that the student draws itself (Agarwal et al. 2024, GKD, arXiv 2306.13649), every token of one part."""
         with self.autocast:
-            written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=self.config.max_target - 1, do_sample=True)
+            written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=max(1, self.config.max_target - 1), do_sample=True)
         return Batch(batch.source, batch.source_mask, collate([([0], [*ids, EOS], [True]) for ids in written]).labels.to(self.device))
 
     def state_dict(self):
@@ -538,17 +539,16 @@ def lessons(config, teachers):
     found, files = [(config.data, 1.0)] if config.teacher_writes != "all" else [], config.teachers(files=True)
     if config.hypothesis_only:
         rows = read_examples(config.data, "train", config.labelled_rows)
-        rows = random.Random(config.seed).sample(rows, round(config.hypothesis_only * len(rows)))
+        rows = random.Random(config.seed).sample(rows, math.ceil(config.hypothesis_only * len(rows)))
         found.append(([replace(e, premise="", label="neutral", explanations=("nothing is known.",)) for e in rows], 1.0))
     if config.teacher_writes != "none":
         path, examples = config.folder / "teacher.jsonl", read_examples(config.data, "train")
         examples = examples if config.teacher_writes == "all" else examples[config.labelled_rows or len(examples) :]
         if not path.is_file():
             print(f"{teachers[0]} labels and explains {len(examples):,} pairs")
-            how = {"num_beams": config.teacher_beams}
-            if T := config.teacher_temperature:
-                how |= {"do_sample": True, "temperature": T, "generator": torch.Generator(config.torch_device).manual_seed(config.seed)}
-            Apprentice.load(teachers[0], device=config.torch_device).write_rationales(path, examples, str(teachers[0]), **how)
+            drawn = {"temperature": config.teacher_temperature or 1.0, "generator": torch.Generator(config.torch_device).manual_seed(config.seed)}
+            Apprentice.load(teachers[0], device=config.torch_device).write_rationales(
+                path, examples, str(teachers[0]), num_beams=config.teacher_beams, do_sample=config.teacher_temperature > 0, **drawn)
         files.append((path, 1.0))
     if files:
         gold = {(e.premise, e.hypothesis): e.label for e in read_examples(config.data, "train", config.labelled_rows)}
@@ -592,7 +592,8 @@ def prepare(config):
         if config.teacher_cache:
             files = [f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
             about = {"teacher": digest(*files), "vocabulary": digest(vocabulary)}
-            ask = functools.partial(CachedTeacher, Path(config.teacher_cache) / folder.name, about, itertools.chain(*rows.values()), config, ask)
+            ask = functools.partial(CachedTeacher, Path(config.teacher_cache) / folder.name, about, itertools.chain(*rows.values()),
+                                    replace(config, top_k=min(config.top_k, tokenizer.vocab_size)), ask)
         asked.append(ask())
     trainer = Trainer(student, asked, config, tokenizer.vocab_size)
     learn, have = (sum(p.numel() for p in some) for some in (trainer.learning, student.parameters()))
@@ -612,20 +613,23 @@ def train(config, origin):
     folder, settings = config.folder, asdict(config)
     if (folder / "run.json").is_file():
         run = read_run(folder)
-        was = {**asdict(Config()), **run["settings"]}  # a setting younger than the run stood at its default
+        was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
         differ = [k for k in settings if settings[k] != was[k] and k != "out_dir"]  # a folder may have been moved
-        if differ:
+        if differ and (folder / "log.jsonl").is_file():
             was = f"{folder} holds another run: its {differ[0]} is {was[differ[0]]!r}, not {settings[differ[0]]!r}"
             raise DataError(f"{was}; choose another --name, or delete the folder")
         if run.get("finished"):
             print(f"{folder} is finished")
             return folder
+        for file in ("spiece.model", "teacher.jsonl") if differ else ():  # of a start that came to nothing, with other settings
+            (folder / file).unlink(missing_ok=True)
     print(f"\n== {folder}: " + ", ".join(f"{k} {v!r} ({origin.get(k, 'default')})" for k, v in settings.items() if k not in ("baselines", "name")))
-    trainer, tokenizer, lengths, batches_of, held_out = prepare(config)
+    folder.mkdir(parents=True, exist_ok=True)
     git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     run = {"settings": settings, "origin": origin, "command": " ".join(sys.argv), "git": git, "finished": False,
            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "device": config.torch_device}  # fmt: skip
     replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
+    trainer, tokenizer, lengths, batches_of, held_out = prepare(config)
     sampler = BucketSampler(lengths, config.batch_size, config.seed)
     state_file, best, log = folder / "checkpoint" / "state.pt", -1.0, folder / "log.jsonl"
     if state_file.is_file():
@@ -634,7 +638,8 @@ def train(config, origin):
         sampler.load_state_dict(state["sampler"])
         best = state["best"]
         print(f"going on from step {trainer.steps}")
-    replace_file(log, *(x for x in (log.read_bytes().splitlines(True) if log.is_file() else []) if json.loads(x)["step"] <= trainer.steps))
+    lines = log.read_bytes().splitlines(True) if log.is_file() else []  # of a full disk the last may be cut off
+    replace_file(log, *(line for line in lines if line.endswith(b"}\n") and json.loads(line)["step"] <= trainer.steps))
     batches, started, tokens, first = iter(sampler), time.time(), 0, trainer.steps
     bar = tqdm(total=config.max_steps, initial=first, desc=config.name, unit="step")
 
@@ -666,7 +671,10 @@ def train(config, origin):
                 trainer.student.save_pretrained(folder)
         if step % config.save_every == 0:
             state_file.parent.mkdir(exist_ok=True)
-            torch.save({"trainer": trainer.state_dict(), "sampler": sampler.state_dict(), "best": best}, f"{state_file}.tmp")
+            try:
+                torch.save({"trainer": trainer.state_dict(), "sampler": sampler.state_dict(), "best": best}, f"{state_file}.tmp")
+            except RuntimeError as e:
+                raise OSError(f"{state_file}.tmp cannot be written; is the disk full? ({e})") from None
             os.replace(f"{state_file}.tmp", state_file)
     bar.close()
     replace_file(folder / "run.json", json.dumps({**run, "finished": True}, indent=1).encode())

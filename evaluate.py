@@ -313,7 +313,9 @@ def bert_scorer(name, examples, layer=0, idf=False, rescale=False, device="cpu")
     the means over up to 2,000 reasons of the examples, each beside another one by chance; kept beside the weights, and found there again."""
     encoder, texts = Apprentice.load(name, device=device), sorted({e.explanations[0] for e in examples if e.explanations})
     score = functools.partial(bert_score, model=encoder.model, tokenizer=encoder.tokenizer, layer=layer or None, idf=idf)
-    if not rescale or not texts:
+    if layer > (blocks := encoder.model.config.num_layers):
+        raise DataError(f"--layer={layer}: the encoder of {name} has {blocks}")
+    if not rescale or len(texts) < 2:
         return score
     texts, folder = random.Random(0).sample(texts, min(len(texts), 2000)), fetch(name)
     made = zlib.crc32(b"".join(f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model")) + repr(texts).encode())
@@ -583,7 +585,7 @@ def landscape(examples, apprentice, points, seed=0):
     """How does the loss lie around the weights? Mean cross-entropy of a token of gold labels and human reasons (of up to 64 rows), along two random directions
     from the weights. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4), so
     that a step of 1 undoes as much in every run; norms stand still. Two directions of very many: a slice, and a flat one proves no good generalisation."""
-    steps, generator, batches = np.linspace(-1, 1, points | 1), torch.Generator().manual_seed(seed), [batch for _, batch in lessons(apprentice, examples)]
+    steps, generator, batches = np.linspace(-1, 1, max(3, points | 1)), torch.Generator().manual_seed(seed), [b for _, b in lessons(apprentice, examples)]
     matrices, grid = [p for p in apprentice.model.parameters() if p.dim() == 2], np.zeros((len(steps), len(steps)))
     direction = lambda p: F.normalize(torch.randn(p.shape, generator=generator)).to(p) * p.norm(dim=1, keepdim=True)  # noqa: E731
     start, *ways = ([draw(p) for p in matrices] for draw in (torch.clone, direction, direction))
@@ -605,7 +607,7 @@ def headline(metrics):
     """Intervals are bootstrapped over premises. ROUGE: F of the best reference, Porter stemming, the plain mean of the rows; BLEU: of the whole corpus.
     N-gram scores prove little: compare the copy and the template. The human has one reference fewer, which lowers the figures."""
     reasons = metrics.get("reasons") or {}
-    shares = {kind.replace("rouge", "ROUGE-"): reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS} | {"BLEU": reasons.get("bleu", math.nan) / 100}
+    shares = {kind.replace("rouge", "ROUGE-"): reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS} | {"BLEU": reasons["bleu"] / 100 if reasons else None}
     shares |= {"BERTScore": reasons["bert_score"]["f"]} if "bert_score" in reasons else {}
     columns = ("parameters", "accuracy", "accuracy interval", "valid", "macro f1", "ms an answer")
     return {name: metrics.get(name.replace(" ", "_")) for name in columns} | shares
@@ -702,7 +704,7 @@ def read_predictions(path):
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
-            predictions.append({"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": row.get("text", "")})
+            predictions.append({"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": str(row.get("text", ""))})
             if not isinstance(row["label"], str | None) or not isinstance(row.get("rationale") or "", str):
                 raise TypeError
         except (ValueError, TypeError, KeyError):
@@ -805,7 +807,7 @@ def main(argv=None):
             replace_file(place / "confusion.png", picture("predicted", "gold", confusion=result["confusion"]))
         for name, text in told.items():
             file = place / name if place.is_dir() else place.with_name(f"{place.stem}.{name}")
-            replace_file(file, text.encode())
+            replace_file(file, text.encode(errors="replace"))  # half a character, that an answer may hold, is a question mark
             print("wrote", file)
 
 if __name__ == "__main__":

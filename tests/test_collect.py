@@ -225,6 +225,6 @@ def test_a_run_can_be_the_labeller(tmp_path, capsys):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     answers = apprentice.Apprentice.load(tmp_path / "run").answer([(row["premise"], row["hypothesis"]) for row in rows])
     assert len(rows) == 6 and [row["label"] for row in rows] == [a.label for a in answers] and "6 of 6 rows" in capsys.readouterr().out
-    for wrong in ([], ["--model=x", "--url=here:80"], ["--model=x", "--samples=0"]):
+    for wrong in ([], ["--model=x", "--url=here:80"], ["--model=x", "--samples=0"], ["--model=x", "--shots=-1"], ["--model=x", "in.jsonl"]):
         with pytest.raises(DataError, match="collect needs --model=NAME"):
             apprentice.main(["collect", "--in=toy", *wrong])

@@ -301,7 +301,9 @@ def test_json_lines(tmp_path):
                          ('{"premise": "p", "hypothesis": "", "label": "neutral"}', r":2: hypothesis is empty"),
                          ('{"premise": "p", "hypothesis": "h", "label": [1]}', r":2: label is \[1\]"),
                          ('{"premise": "p", "label": "neutral"}', "no column for the hypothesis.*present: premise, label"),
-                         ('{"premise": "p", "hypothesis": "h", "label": "", "explanations": "r"}', "an explanation is None, not a text")):
+                         ('{"premise": "p", "hypothesis": "h", "label": "", "explanations": "r"}', "an explanation is None, not a text"),
+                         ('{"premise": "\\ud800", "hypothesis": "h", "label": ""}', r":2: premise is '\\ud800', not UTF-8"),
+                         ("[" * 99_999, ":2: not JSON")):
         with pytest.raises(DataError, match=message):
             read_examples(write(tmp_path / "b.jsonl", f"{json.dumps(lines[0])}\n{bad}\n"))
 

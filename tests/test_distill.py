@@ -31,6 +31,7 @@ from distill import (
     read_config,
     read_settings,
     top_k,
+    train,
 )  # fmt: skip
 from model import T5, T5Config, read_safetensors
 
@@ -291,11 +292,22 @@ def test_illegal_combinations_say_why(world, tmp_path):
     for bad in (dict(on_policy=0.5), dict(student="x/y", student_width=8), dict(student="x/y", student_layers=2), dict(label_weight=0.0, rationale_weight=0.0),
                 dict(teacher_cache="x", on_policy=0.5, kd_weight=1.0), dict(teacher_cache="x", hidden_weight=1.0, teacher="a"),
                 dict(teacher_cache="x", word_dropout=0.1, kd_weight=1.0, teacher="a"), dict(schedule="kd:1"), dict(hypothesis_only=2.0),
-                dict(word_dropout=1.0)):  # fmt: skip
+                dict(word_dropout=1.0), dict(teacher_temperature=1.0, teacher_beams=2, teacher="a", teacher_writes="all"), dict(label_weight=1e39),
+                dict(schedule="label_weight:" + "9" * 40), dict(teacher="x.jsonl@0")):  # fmt: skip
         with pytest.raises(DataError, match=next(iter(bad))):
             Config(**bad)
     with pytest.raises(DataError, match="need a T5 as the teacher"):
         main(["configs/tiny_teacher.py", "--kd_weight=1", f"--teacher={world / 'words.jsonl'}"])
+
+
+def test_a_start_that_failed_leaves_no_vocabulary_behind(world, tmp_path):
+    config = settings(world, tmp_path, vocabulary=str(world / "other.model"), teacher="nowhere.jsonl", max_steps=1)
+    with pytest.raises(DataError, match="no such file"):
+        train(config, {})
+    folder = train(replace(config, vocabulary=str(world / "spiece.model"), teacher=""), {})
+    assert (folder / "spiece.model").read_bytes() == (world / "spiece.model").read_bytes()
+    with pytest.raises(DataError, match="holds another run: its vocabulary"):
+        train(config, {})
 
 
 def test_a_cut_student_has_evenly_spaced_layers_of_its_teacher():

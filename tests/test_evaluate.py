@@ -671,7 +671,7 @@ def test_a_run_gets_its_figures_predictions_picture_and_page(tmp_path, monkeypat
     printed = capsys.readouterr().out
     for text in ("copy the hypothesis", "Calibration", "Forced reasons", "Consistency", "minus", "report.html"):
         assert text in printed
-    result = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    result = json.loads((run / "eval.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)  # NaN is no JSON
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 60 == result["rows"] and (result["limit"], result["seed"], result["split"]) == (60, 3, "test")
     assert {"id", "label", "rationale", "gold_label", "references", "premise", "hypothesis", "kind", "new triples"} <= set(lines[1])
