@@ -379,7 +379,7 @@ class Apprentice:
 def check_device(device):
     """DataError where torch can't compute there: no such device, or torch was built without it."""
     try:
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as e:
         raise DataError(f"device is {device!r}, where torch can't compute ({str(e).splitlines()[0]}); cpu is always there") from None
 

@@ -753,7 +753,7 @@ def judge(path, opt, baselines, simulators):
         scores = [apprentice.score_labels(side, [a.rationale for a in ask(side)] if reason_first else None) for side in pairs]
         gold = [torch.tensor([LABELS.index(e.label) for e in side]) for side in sides]
         lines = [{**line, "confidence": sure} for line, sure in zip(lines, scores[0].exp().amax(1).tolist(), strict=True)]
-        found["Calibration"] = calibration(scores[0], gold[0], scores[1], gold[1])
+        found |= {"Calibration": calibration(scores[0], gold[0], scores[1], gold[1])} if len(gold[1]) else {}  # no rows: no temperature
         if few := random.Random(seed).sample(said, min(len(said), opt["probes"])):
             found["Inserted words"] = insertions(few, ask, seed)
             if reason_first:
