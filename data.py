@@ -268,7 +268,8 @@ def columns(present, names=()):
     found = {ours: name for ours, theirs in names.items() for name in theirs if name in present}
     for ours in ("premise", "hypothesis", "label"):
         if ours not in found:
-            raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {repr(', '.join(present)[:200])[1:-1] or 'none'}")
+            raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {repr(', '.join(present)[:200])[1:-1] or 'none'}"
+                            + "; reasons without sentences are read by FILE?pairs=DATA" * ({*LABELS} <= {*present}))  # fmt: skip
     return found
 
 def example_of(row, names, numbers, name, mended, pairs=None):

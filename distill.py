@@ -125,8 +125,10 @@ class Config:
             for key in keys.split():
                 if not holds(getattr(self, key)):
                     raise DataError(f"{key} is {getattr(self, key)!r}; it can be {text}")
+        parts = {part for task in TASKS.get(self.format, (self.format,)) for part in FORMATS[task].parts}
         for wrong, why in (
-            (not self.uses(*WEIGHTS), f"{', '.join(WEIGHTS)} are all 0: there is nothing to learn from"),
+            (not self.uses("kd_weight", "hidden_weight", *(f"{part}_weight" for part in parts)),
+             f"with format={self.format} and label_weight={self.label_weight}, rationale_weight={self.rationale_weight} there is nothing to learn from"),
             ((self.teacher_writes != "none" or self.teacher_cache or self.student == "cut") and not self.teachers(),
              f"teacher_writes={self.teacher_writes}, teacher_cache={self.teacher_cache!r}, student={self.student}: a T5 is needed as the teacher"),
             (self.on_policy and not self.uses("kd_weight"), f"on_policy={self.on_policy}: the teacher judges the student's words by kd_weight, which is 0"),
@@ -633,7 +635,10 @@ def train(config, origin):
     sampler = BucketSampler(lengths, config.batch_size, config.seed)
     state_file, best, log = folder / "checkpoint" / "state.pt", -1.0, folder / "log.jsonl"
     if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
+        try:
+            state = torch.load(state_file, weights_only=True)
+        except Exception as e:  # the unpickler raises nearly anything on a broken file
+            raise DataError(f"{state_file} is damaged ({str(e).splitlines()[0][:80]}): delete it to begin this run anew") from None
         trainer.load_state_dict(state["trainer"])
         sampler.load_state_dict(state["sampler"])
         best = state["best"]
