@@ -291,7 +291,8 @@ def test_illegal_combinations_say_why(world, tmp_path):
         prepare(settings(world, tmp_path, train_only="nowhere"))
     for bad in (dict(on_policy=0.5), dict(student="x/y", student_width=8), dict(student="x/y", student_layers=2), dict(label_weight=0.0, rationale_weight=0.0),
                 dict(teacher_cache="x", on_policy=0.5, kd_weight=1.0), dict(teacher_cache="x", hidden_weight=1.0, teacher="a"),
-                dict(teacher_cache="x", word_dropout=0.1, kd_weight=1.0, teacher="a"), dict(schedule="kd:1"), dict(hypothesis_only=2.0), dict(format="predict", label_weight=0.0),
+                dict(teacher_cache="x", word_dropout=0.1, kd_weight=1.0, teacher="a"), dict(schedule="kd:1"), dict(hypothesis_only=2.0),
+                dict(format="predict", label_weight=0.0),
                 dict(word_dropout=1.0), dict(teacher_temperature=1.0, teacher_beams=2, teacher="a", teacher_writes="all"), dict(label_weight=1e39),
                 dict(schedule="label_weight:" + "9" * 40), dict(teacher="x.jsonl@0")):  # fmt: skip
         with pytest.raises(DataError, match=next(iter(bad))):
