@@ -745,7 +745,9 @@ def judge(path, opt, baselines, simulators):
     lines, human = ([{**line, **read_reason(line, new)} for line in rows] for rows in (lines, human))
     said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {"Where it is right": breakdown(lines)}
     if len({line["premise"] for line in said}) >= 50:
-        found |= {"Simulatability": simulatability(said, seed, simulators.get(path)), "Consistency": consistency(said, seed)}
+        found["Simulatability"] = simulatability(said, seed, simulators.get(path))
+    if len({line["premise"] for line in said if line["references"]}) >= 50:  # what people say teaches its reader
+        found["Consistency"] = consistency(said, seed)
     if apprentice and opt["probes"]:
         sides = [[e for e in rows if e.label] for rows in (examples, read_examples(name, "validation", 1000))]
         pairs = [[(e.premise, e.hypothesis) for e in side] for side in sides]

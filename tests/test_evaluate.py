@@ -734,6 +734,17 @@ def test_a_predictions_file_for_all_rows_of_a_file(tmp_path):
     assert "7 rows (a sample, seed 0)" in (tmp_path / "mine.report.html").read_text(encoding="utf-8")
 
 
+def test_reasons_on_data_that_has_none_are_scored_without_a_readers_help(tmp_path, capsys):
+    rows = toy_examples(90, 5)
+    data = tmp_path / "bare.jsonl"
+    data.write_text("".join(json.dumps({"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": e.label}) + "\n" for e in rows))
+    said = tmp_path / "said.jsonl"
+    said.write_text("".join(json.dumps({"id": e.id, "label": e.label, "rationale": e.explanations[0]}) + "\n" for e in rows))
+    ev.main([str(said), f"--data={data}"])
+    found = json.loads((tmp_path / "said.eval.json").read_text())["findings"]
+    assert "Simulatability" in found and "Consistency" not in found and "wrote" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("line, message", [
     ('{"id": "0"}', "line 1.*label"), ("no json", "line 1"), ('[1]', "line 1"),
     ('{"id": "0", "label": 2, "rationale": ""}', 'line 1.*"label": 2'),
