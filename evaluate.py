@@ -607,7 +607,8 @@ def headline(metrics):
     """Intervals are bootstrapped over premises. ROUGE: F of the best reference, Porter stemming, the plain mean of the rows; BLEU: of the whole corpus.
     N-gram scores prove little: compare the copy and the template. The human has one reference fewer, which lowers the figures."""
     reasons = metrics.get("reasons") or {}
-    shares = {kind.replace("rouge", "ROUGE-"): reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS} | {"BLEU": reasons["bleu"] / 100 if "bleu" in reasons else None}
+    shares = {kind.replace("rouge", "ROUGE-"): reasons.get(kind, {}).get("f") for kind in ROUGE_KINDS}
+    shares["BLEU"] = reasons["bleu"] / 100 if "bleu" in reasons else None
     shares |= {"BERTScore": reasons["bert_score"]["f"]} if "bert_score" in reasons else {}
     columns = ("parameters", "accuracy", "accuracy interval", "valid", "macro f1", "ms an answer")
     return {name: metrics.get(name.replace(" ", "_")) for name in columns} | shares
