@@ -694,6 +694,7 @@ NEGATION = r"\b(no|not|nobody|nothing|never|none)\b|n't\b"
 SAMPLE = 30_000  # all rows are counted; so many, drawn at random where there are more, are looked at closely
 
 def words_of(text):
+    """The words of a text, in lower case."""
     return re.findall(r"\w+", text.lower())
 
 def share(found):
