@@ -256,6 +256,8 @@ def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", t
     teacher = TopK(*(x[mask] for x in teacher_logits)) if isinstance(teacher_logits, TopK) else teacher_logits[mask]
     return token_divergence(student_logits[mask], teacher, kind, temperature, **options).sum() / mask.sum().clamp(min=1)
 
+CHUNK = 2**22, 2**25  # logits that are held at once on a CPU, on a GPU: 16 MB, 128 MB
+
 class ChunkedHead(torch.autograd.Function):
     """Losses over the logits F.linear(hidden, head), which are never held: with 32,128 words they outweigh all else in training. A chunk of
     tokens goes forward to its losses and at once back to its gradients. hidden (N, d), head (V, d), losses(logits (C, V), slice of rows) -> P
@@ -263,7 +265,7 @@ class ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, losses, weights):
-        device, learn_head, chunk = hidden.device.type, ctx.needs_input_grad[1], 1024 if hidden.is_cuda else 128  # tokens: 128 or 16 MB of logits
+        device, learn_head, chunk = hidden.device.type, ctx.needs_input_grad[1], math.ceil(CHUNK[hidden.is_cuda] / len(head))
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
         def work(weights):

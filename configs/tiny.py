@@ -13,6 +13,6 @@ eval_every = 200
 save_every = 200
 max_target = 48
 baselines = {
-    "labels": {"format": "predict", "teacher_writes": "none", "kd_weight": 0.0, "rationale_weight": 0.0},
-    "reasons": {"teacher_writes": "none", "kd_weight": 0.0},
+    "labels": {"max_steps": 600, "format": "predict", "teacher_writes": "none", "kd_weight": 0.0, "rationale_weight": 0.0},
+    "reasons": {"max_steps": 600, "teacher_writes": "none", "kd_weight": 0.0},
 }

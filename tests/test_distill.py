@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import distill
 from apprentice import cast, cut_student, generate
 from data import Batch, DataError, Tokenizer, read_examples, train_vocabulary
 from distill import (
@@ -152,9 +153,10 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("upstream, expected", [((1.0, 1.0), (1.0, 1.0)), ((0.3, 0.7), (1.0, 1.0)), ((0.3, 0.7), (0.6, 1.4)), ((0.0, 1.0), (1.0, 1.0))])
-def test_the_linear_loss_equals_the_plain_one_and_never_holds_all_logits(kind, upstream, expected):
+def test_the_linear_loss_equals_the_plain_one_and_never_holds_all_logits(kind, upstream, expected, monkeypatch):
     g = torch.Generator().manual_seed(0)
-    N, V = 300, 50  # more than two chunks
+    N, V = 300, 50
+    monkeypatch.setattr(distill, "CHUNK", (128 * V, 0))
     h, w, ht, wt = (torch.randn(*shape, generator=g) for shape in ((N, 8), (V, 8), (N, 12), (V - 3, 12)))
     labels = torch.randint(0, V, (N,), generator=g).masked_fill(torch.rand(N, generator=g) < 0.1, -100)
     h.requires_grad_(), w.requires_grad_()

@@ -47,8 +47,10 @@ def test_save_and_load_keep_every_number(tmp_path, tied):
     assert torch.equal(net(x, x), again(x, x)) and again.config == net.config
 
 
+@pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("rows", [(1,), (3, 1), (2, 5)])
-def test_products_and_their_gradients_are_those_of_float64(rows):
+def test_products_and_their_gradients_are_those_of_float64(rows, slow, monkeypatch):
+    monkeypatch.setattr(m, "SLOW_LINEAR", m.ONEDNN and slow)
     torch.manual_seed(0)
     x, w, dy = torch.randn(*rows, 24, requires_grad=True), torch.randn(40, 24, requires_grad=True), torch.randn(*rows, 40)
     y = m.product(x, w)
