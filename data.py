@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from email.utils import mktime_tz, parsedate_tz
@@ -253,13 +253,34 @@ def rows_of(path, names=()):
         if kind == ".jsonl":
             yield from ((line, text) for line, text in enumerate(file, 1) if text.strip())
             return
-        table = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if kind in (".tsv", ".txt") else csv.reader(file)
-        columns(header := tuple(next(table, ())), names)
-        line = table.line_num + 1
-        for row in table:  # a quoted cell may hold line breaks; cells missing at the end are looked for by their names
-            if row:
-                yield line, dict(zip((*header, *["too many"] * (len(row) - len(header))), row, strict=False))
-            line = table.line_num + 1
+        waiting, taken = deque(), []  # lines to be read again, lines of the row at hand
+
+        def lines():
+            while text := waiting.popleft() if waiting else file.readline():
+                taken.append(text)
+                yield text
+
+        manner = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind in (".tsv", ".txt") else {}
+        table, line = csv.reader(lines(), **manner), 1
+        label = (header := tuple(next(table, ()))).index(columns(header, names)["label"])
+        whole = lambda row: len(row) == len(header) and row[label].strip().lower() in (*LABELS, "-", "0", "1", "2")  # noqa: E731
+        while True:
+            line += len(taken)
+            taken.clear()
+            try:
+                if (row := next(table, None)) is None:
+                    return
+                fault = "more cells than columns; quote one that holds the separator" if len(row) > len(header) else None
+            except csv.Error as e:
+                row, fault = [""], str(e)
+            if len(taken) > 1 and (fault or any(map(whole, csv.reader(taken[1:])))):  # a cell may hold line breaks, but no other rows
+                fault = "a quote that is not closed"
+                waiting.extendleft(reversed(taken[1:]))
+                del taken[1:]
+            if fault:
+                table = csv.reader(lines(), **manner)
+            if row:  # cells missing at the end are looked for by their names
+                yield line, {None: fault} if fault else dict(zip(header, row, strict=False))
 
 @lru_cache(64)
 def columns(present, names=()):
@@ -278,8 +299,8 @@ def example_of(row, names, numbers, name, mended, pairs=None):
         row = json.loads(row) if isinstance(row, str) else row
     except (ValueError, RecursionError) as e:
         raise DataError(f"not JSON ({e}); one object a line is expected") from None
-    if not isinstance(row, dict) or "too many" in row:
-        raise DataError("more cells than columns; quote one that holds the separator" if isinstance(row, dict) else f"{row!r:.40} is not an object")
+    if not isinstance(row, dict) or None in row:
+        raise DataError(row[None] if isinstance(row, dict) else f"{row!r:.40} is not an object")
     if pairs is not None:
         if not (e := pairs.get(str(row.get("id", row.get("pairID"))))):
             raise DataError("the source named by pairs= holds no row of this id")

@@ -357,6 +357,15 @@ def test_rows_set_aside_are_told_and_listed(tmp_path, capsys):
     assert len(read_examples(write(tmp_path / "d.csv", "premise,hypothesis,label\na,b,-\na,b,neutral\n"))) == 1, "the label - is no fault"
 
 
+@pytest.mark.parametrize("wrong", ['x,"p,h,neutral', 'x,p,"h,neutral', 'x,p,h,"neutral', '"x,p,h,neutral'])
+def test_a_quote_that_is_not_closed_takes_no_other_rows_along(tmp_path, wrong):
+    good = [f'{i},"p, {i}","two\nlines, and more",neutral' for i in range(500)]
+    for at in (0, 250, 499):
+        path = write(tmp_path / f"{at}.csv", "\n".join(["id,premise,hypothesis,label", *good[:at], wrong, *good[at:], 'y,p,"h",neutral']) + "\n")
+        assert [e.id for e in read_examples(path)] == [*map(str, range(500)), "y"]
+        assert (tmp_path / "cache" / "set_aside" / path.name).with_suffix(".csv.txt").read_text().startswith(f"{path}:{2 + 2 * at}: a quote that is not closed")
+
+
 def test_what_was_mended_is_counted(tmp_path, capsys):
     path = dev_file(tmp_path / "m.csv", [
         dev_row("1", "Entailment", "A  dog naps. "), dev_row("2", "neutral", "Two\nlines.", reasons=("one", " ", "three")),
