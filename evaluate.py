@@ -488,14 +488,16 @@ def swapped(lines, same, seed=0):
     return [next((other for other in rng.sample(pool, min(2, len(pool))) if other is not line), empty) for line in lines for pool in [pools[line["label"]]]]
 
 def consistency(lines, seed=0):
-    """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason. The
-    control, another row's reason for the same answer, does as well where reasons only repeat the label. So: does the reason share more words
+    """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason (what they read
+    there stays in the line: a right answer whose reason reads as another label has a wrong reason, or a reader that errs). The control, another row's reason for the same answer, does as well where reasons only repeat the label. So: does the reason share more words
     with its own pair than with another row's of that answer (50%: chance)? It may still be made up after the answer (Wiegreffe et al. 2021)."""
     lines = [line for line in lines if line["references"]]
     control, foil = swapped(lines, True, seed), swapped(lines, True, seed + 1)
     texts = {"its own reason": [line["rationale"] for line in lines], "control: another row's": [other["rationale"] for other in control],
              "a human's, for gold": [line["references"][0] for line in lines]}  # fmt: skip
     guesses = cross_fitted(lines, [(i, text, line["gold_label"]) for i, line in enumerate(lines) for text in line["references"]], texts)
+    for line, guess in zip(lines, guesses["its own reason"], strict=True):
+        line["reads_as"] = guess
     own, other = ([set(rouge_tokens(f"{line['premise']} {line['hypothesis']}")) for line in rows] for rows in (lines, foil))
     table = {}
     for name, column in texts.items():
@@ -670,7 +672,7 @@ def html_table(table):
 def html_card(line):
     """A line of predictions.jsonl, nothing edited, everything escaped."""
     fields = {"premise": line["premise"], "hypothesis": line["hypothesis"], "gold": line["gold_label"], "answer": line["label"] or "none",
-              "reason": line["rationale"], "raw text": not line["label"] and line.get("text"),
+              "reason": line["rationale"], "the reason reads as": line.get("reads_as"), "raw text": not line["label"] and line.get("text"),
               **{f"human {i}": text for i, text in enumerate(line["references"], start=1)}, **line.get("others", {})}  # fmt: skip
     mark = f" class={'good' if line['label'] == line['gold_label'] else 'bad'}"
     shown = (f"<dt>{html.escape(name)}<dd{mark * (name == 'answer')}>{html.escape(text)}" for name, text in fields.items() if text)
@@ -682,6 +684,7 @@ def report_page(result, lines):
     right, wrong = ([line for line in lines if (line["label"] == line["gold_label"]) == value] for value in (True, False))
     groups = {"Right": right, "Wrong": wrong, "No label to be found in the answer": [line for line in wrong if line["label"] not in LABELS],
               "Sure and wrong": sorted((line for line in wrong if "confidence" in line), key=lambda line: -line["confidence"]),
+              "Right, with a reason that reads as another label": [line for line in right if line.get("reads_as", line["label"]) != line["label"]],
               "Right, with the reason least like people's": sorted(right, key=lambda line: line["ROUGE-L"]),
               "Reasons from a template": [line for line in lines if line["template"]], "Reasons that copy": [line for line in lines if line["copy"]],
               "Where the runs part": [line for line in lines if line.get("others")]}  # fmt: skip
