@@ -38,7 +38,7 @@ from tqdm import tqdm
 import evaluate
 from apprentice import EOS, TASKS, Apprentice, LoRA, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
-from model import SIZES, T5, fetch, product, replace_file
+from model import SIZES, SLOW_LINEAR, T5, fetch, product, replace_file
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
 
@@ -279,7 +279,9 @@ class ChunkedHead(torch.autograd.Function):
                     (grad,) = torch.autograd.grad(found, logits, weights.to(found.dtype))
                     sums += found.detach()
                     grad_hidden[rows] = product(grad, w.t())
-                    if learn_head:
+                    if learn_head and dtype == head.dtype and not SLOW_LINEAR:
+                        grad_head.addmm_(grad.t(), h[rows])
+                    elif learn_head:
                         grad_head += product(grad.t(), h[rows].t())  # summed in the head's own float32
             return sums, grad_hidden, grad_head
 

@@ -206,6 +206,16 @@ class Embedding(nn.Embedding, Matrix):
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467), the mean in float32."""
 
+class Dropout(nn.Dropout):
+    """In training each number is 0 with probability p, else divided by 1 - p. On a CPU 64 random bits serve four numbers, p to the nearest
+    1/65,536: PyTorch's own draws take three times as long, a tenth of a training step."""
+
+    def forward(self, x):
+        if not self.training or not self.p or not x.is_cpu:
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+        return x * (bits < round((1 - self.p) * 2**16) - 2**15).to(x.dtype).div_(1 - self.p)
+
 class PositionBias(nn.Module):
     """The learnt bias on attention scores, one number a head and a bucket of distances (arXiv 1910.10683, section 2.1)."""
 
@@ -270,7 +280,7 @@ class FeedForward(nn.Module):
         self.gated = config.feed_forward_proj == "gated-gelu"
         self.wi = Linear(config.d_model, config.d_ff * (2 if self.gated else 1))
         self.wo = Linear(config.d_ff, config.d_model)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x):  # (B, T, d) -> (B, T, d_ff) -> (B, T, d)
         h = self.wi.product(x)
@@ -293,7 +303,7 @@ class Block(nn.Module):
             self.cross_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
         self.ff = FeedForward(config)
         self.ff_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x, bias, memory=None, memory_bias=None):  # (B, T, d) -> (B, T, d)
         x = x + self.dropout(self.attention(self.attention_norm(x), bias=bias))
@@ -309,7 +319,7 @@ class Stack(nn.Module):
         self.position_bias = PositionBias(config, bidirectional=not decoder)
         self.blocks = nn.ModuleList(Block(config, decoder) for _ in range(layers))
         self.norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x, mask=None, memory=None, memory_mask=None):
         """x (B, T, d); mask, memory_mask: bools broadcastable to (B, H, T, keys), True where a key may be seen -> (B, T, d)"""

@@ -47,6 +47,21 @@ def test_save_and_load_keep_every_number(tmp_path, tied):
     assert torch.equal(net(x, x), again(x, x)) and again.config == net.config
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_draws_each_number_by_itself(p):
+    drop, x = m.Dropout(p), torch.ones(999, 41, requires_grad=True)  # not a multiple of four
+    torch.manual_seed(0)
+    y = drop(x)
+    torch.manual_seed(0)
+    assert torch.equal(drop(x), y) and torch.equal(torch.autograd.grad(y.sum(), x)[0], y.detach())
+    assert {round(value, 4) for value in y.unique().tolist()} == {0.0, round(1 / (1 - p), 4)}
+    gone, n = (y == 0).float(), y.numel()
+    columns = F.pad(gone.flatten(), (0, -(n % 4))).view(-1, 4)  # the four that share 64 bits
+    assert (columns.mean(0) - p).abs().max() < 5 * (p * (1 - p) / len(columns)) ** 0.5
+    assert (torch.corrcoef(columns.T) - torch.eye(4)).abs().max() < 5 / len(columns) ** 0.5
+    assert torch.equal(drop.eval()(x), x)
+
+
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("rows", [(1,), (3, 1), (2, 5)])
 def test_products_and_their_gradients_are_those_of_float64(rows, slow, monkeypatch):
