@@ -488,16 +488,17 @@ def swapped(lines, same, seed=0):
     return [next((other for other in rng.sample(pool, min(2, len(pool))) if other is not line), empty) for line in lines for pool in [pools[line["label"]]]]
 
 def consistency(lines, seed=0):
-    """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason (what they read
-    there stays in the line: a right answer whose reason reads as another label has a wrong reason, or a reader that errs). The control, another row's reason for the same answer, does as well where reasons only repeat the label. So: does the reason share more words
-    with its own pair than with another row's of that answer (50%: chance)? It may still be made up after the answer (Wiegreffe et al. 2021)."""
+    """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason; a line where they
+    read another label names it: a wrong reason, or a reader's mistake. The control, another row's reason for the same answer, does as well where reasons only
+    repeat the label. So: does the reason share more words with its own pair than with another row's of that answer (50%: chance)? It may still be made up
+    after the answer (Wiegreffe et al. 2021)."""
     lines = [line for line in lines if line["references"]]
     control, foil = swapped(lines, True, seed), swapped(lines, True, seed + 1)
     texts = {"its own reason": [line["rationale"] for line in lines], "control: another row's": [other["rationale"] for other in control],
              "a human's, for gold": [line["references"][0] for line in lines]}  # fmt: skip
     guesses = cross_fitted(lines, [(i, text, line["gold_label"]) for i, line in enumerate(lines) for text in line["references"]], texts)
     for line, guess in zip(lines, guesses["its own reason"], strict=True):
-        line["reads_as"] = guess
+        line.update({"argues_for": guess} if guess != line["label"] else {})
     own, other = ([set(rouge_tokens(f"{line['premise']} {line['hypothesis']}")) for line in rows] for rows in (lines, foil))
     table = {}
     for name, column in texts.items():
@@ -625,9 +626,9 @@ def trade_off(results):
         first = {key: value for found in result["findings"].values() for key, value in next(iter(found["table"].values())).items()}
         qualities = {**headline(result), "LAS": first.get("LAS"), "nearer": first.get("nearer to its own pair")}
         table[name] = {key: qualities[key] for key in ("accuracy", "ROUGE-L", "LAS", "nearer")} | {
-            "parameters": result.get("parameters", 0), "µs": round(1000 * bench.get("latency_ms", {}).get("float32", {}).get("median", 0)),
-            "kB": round(bench.get("memory_bytes", {}).get("float32", 0) / 1000)}  # fmt: skip
-    runs, most = list(table.values()), max(table.values(), key=lambda row: row["parameters"])
+            "parameters": result.get("parameters"), "µs": round(1000 * bench.get("latency_ms", {}).get("float32", {}).get("median", 0)) or None,
+            "kB": round(bench.get("memory_bytes", {}).get("float32", 0) / 1000) or None}  # fmt: skip
+    runs, most = list(table.values()), max(table.values(), key=lambda row: row["parameters"] or 0)
     costs = [cost for cost in ("parameters", "µs", "kB") if all(row[cost] for row in runs)]
     best = lambda row, cost, value: not any(  # noqa: E731
         o[cost] <= row[cost] and (o[value] or 0) >= row[value] and (o[cost], o[value]) != (row[cost], row[value]) for o in runs)  # fmt: skip
@@ -672,7 +673,7 @@ def html_table(table):
 def html_card(line):
     """A line of predictions.jsonl, nothing edited, everything escaped."""
     fields = {"premise": line["premise"], "hypothesis": line["hypothesis"], "gold": line["gold_label"], "answer": line["label"] or "none",
-              "reason": line["rationale"], "the reason reads as": line.get("reads_as"), "raw text": not line["label"] and line.get("text"),
+              "reason": line["rationale"], "which argues for": line.get("argues_for"), "raw text": not line["label"] and line.get("text"),
               **{f"human {i}": text for i, text in enumerate(line["references"], start=1)}, **line.get("others", {})}  # fmt: skip
     mark = f" class={'good' if line['label'] == line['gold_label'] else 'bad'}"
     shown = (f"<dt>{html.escape(name)}<dd{mark * (name == 'answer')}>{html.escape(text)}" for name, text in fields.items() if text)
@@ -684,7 +685,7 @@ def report_page(result, lines):
     right, wrong = ([line for line in lines if (line["label"] == line["gold_label"]) == value] for value in (True, False))
     groups = {"Right": right, "Wrong": wrong, "No label to be found in the answer": [line for line in wrong if line["label"] not in LABELS],
               "Sure and wrong": sorted((line for line in wrong if "confidence" in line), key=lambda line: -line["confidence"]),
-              "Right, with a reason that reads as another label": [line for line in right if line.get("reads_as", line["label"]) != line["label"]],
+              "Right, with a reason that argues for another label": [line for line in right if line.get("argues_for")],
               "Right, with the reason least like people's": sorted(right, key=lambda line: line["ROUGE-L"]),
               "Reasons from a template": [line for line in lines if line["template"]], "Reasons that copy": [line for line in lines if line["copy"]],
               "Where the runs part": [line for line in lines if line.get("others")]}  # fmt: skip

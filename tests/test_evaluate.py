@@ -493,6 +493,10 @@ def test_the_suite_tells_a_faithful_model_from_one_that_is_not():
         nearer[faithful], read[faithful] = table["nearer to its own pair"], table["read as the answer"]
     assert read[True] > 0.9 and read[False] > 0.9                                # the label can be read out of either's reasons: it proves nothing
     assert nearer[True] > 0.9 and 0.4 < nearer[False] < 0.6
+    turned = next(line for line in lines if line["label"] == C)
+    turned["rationale"] = next(line for line in lines if line["label"] == E)["rationale"]
+    ev.consistency(lines)
+    assert turned["argues_for"] == E and sum("argues_for" in line for line in lines) < 20
     assert moves[True]["another row's, other answer"] == 1 and moves[True]["another row's, same answer"] == 0 and moves[True]["first 0%"] > 0.5
     assert set(moves[False].values()) == {0}
 
