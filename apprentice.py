@@ -19,6 +19,7 @@ import math
 import os
 import random
 import re
+import ssl
 import statistics
 import sys
 import time
@@ -546,6 +547,8 @@ def chat(url, body, timeout, lines):
                 raise urllib.request.HTTPError(url, reply.status, reply.reason, reply.headers, None)
             (choice, *_), usage = (told := json.loads(content))["choices"], told.get("usage") or {}
             return (choice["message"]["content"] or "").strip(), choice.get("finish_reason"), int(usage.get("total_tokens") or 0)
+        except ssl.SSLCertVerificationError as e:
+            raise DataError(f"{url}: its certificate is not trusted ({e}); $SSL_CERT_FILE can name one that is") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ConnectionError("the answer is no chat completion") from None
         except (OSError, HTTPException):

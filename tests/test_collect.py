@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -187,6 +188,24 @@ def test_collecting_survives_a_kill_and_keeps_the_line_busy(model, tmp_path):
     rate = count / seconds / (8 / 0.05)
     print(f"{rate:.1%} of concurrency / latency")
     assert rate > 0.3, "0.9 and more on a machine that does nothing else"
+
+
+def test_a_certificate_that_is_not_trusted_is_told_at_once(tmp_path, monkeypatch):
+    asked = []
+
+    class Line:
+        def __init__(self, host, timeout):
+            self.host = host
+
+        def request(self, *args):
+            asked.append(self.host)
+            raise ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate")
+
+    monkeypatch.setattr(apprentice, "HTTPSConnection", Line)
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(DataError, match=r"https://model:8443/v1: its certificate is not trusted .*self-signed"):
+        apprentice.collect(pairs(tmp_path / "in.jsonl", 9), out=tmp_path / "a.jsonl", url="https://model:8443/v1", model="big", split=None, concurrency=1)
+    assert {*asked} == {"model:8443"} and len(asked) <= 2
 
 
 def test_a_server_that_is_not_there_is_told_soon_and_a_proxy_is_used(model, tmp_path, monkeypatch):
