@@ -776,8 +776,9 @@ def explore(source, picture, tokenizer=None):
         raise DataError(f"{source}: there are no rows")
     groups = {label or "none": group for label in (*LABELS, None) if (group := [(e, measures_of(e, tokenizer)) for e in sample if e.label == label])}
     line(f"{counts.total():,} rows on {len(homes):,} premises", groups)
-    for split in dict.fromkeys((*SPLITS, *(split for split, _ in counts))):
-        line(f"  {split}", [counts[split, label] for label in groups])
+    splits = dict.fromkeys((*SPLITS, *(split for split, _ in counts)))
+    for name, part in {"all": splits, **{split: [split] for split in splits}}.items():
+        line(f"  {name}", [sum(counts[split, label] for split in part) for label in groups])
     pairs = [(len(twins), *(len(set(side)) for side in zip(*twins, strict=True))) for twins in met.values()]  # (rows, splits, labels) of each
     print(f"{sum(n > splits for n, splits, _ in pairs):,} pairs come twice or more in a split, {sum(splits > 1 for _, splits, _ in pairs):,} in several "
           f"splits, {sum(labels > 1 for *_, labels in pairs):,} with several labels; "

@@ -891,7 +891,7 @@ def test_a_page_counts_what_one_can_count_by_hand(tmp_path, capsys, tokenizer):
     table, told = page(out)
     assert (tmp_path / "a" / "b.png").read_bytes().startswith(b"\x89PNG") and len(sample) == 6
     assert out.splitlines()[0].split() == ["6", "rows", "on", "4", "premises", "entailment", "neutral", "contradiction", "none"]
-    assert table["train"] == [0, 1, 3, 1] and table["validation"] == [0] * 4 and table["test"] == [1, 0, 0, 0]
+    assert table["all"] == [1, 1, 3, 1] and table["train"] == [0, 1, 3, 1] and table["validation"] == [0] * 4 and table["test"] == [1, 0, 0, 0]
     assert "1 pairs come twice or more in a split, 1 in several splits, 1 with several labels; 1 premises stand in several splits" in out
     assert table["words of its premise"] == [3, 3, 3, 2] and table["words of its explanation"] == [0, 0, 3.7, 0]
     assert table["% of hypotheses with a negation"] == [0, 0, 66.7, 0]
@@ -950,7 +950,7 @@ def test_the_page_of_the_real_dev_split(tmp_path, capsys):
     out = capsys.readouterr().out
     table, told = page(out)
     assert "2 pairs come twice or more in a split, 0 in several splits, 0 with several labels; 0 premises stand in several splits" in out
-    assert np.sum([table[split] for split in data.SPLITS], 0).tolist() == [3329, 3235, 3278]
+    assert table["all"] == np.sum([table[split] for split in data.SPLITS], 0).tolist() == [3329, 3235, 3278]
     negation, because = table["% of hypotheses with a negation"], table["% of explanations: just because"]
     assert negation[2] > 3 * max(negation[:2]) and 18 < because[1] < 25 and max(because[0], because[2]) < 1
     assert "nobody 100%" in told["hypothesis phrases of contradiction"] and "sleeping 88%" in told["hypothesis phrases of contradiction"]
