@@ -318,8 +318,8 @@ class Apprentice:
         files = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model") or f.name in ("config.json", "run.json")]
         made = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16] + f"-{num_beams}"
         store, kept = folder / "answers.jsonl", {}
-        for line in store.read_text(encoding="utf-8").split("\n") if store.is_file() else ():
-            with contextlib.suppress(ValueError):  # a line that was cut short
+        for line in store.read_text(encoding="utf-8", errors="replace").split("\n") if store.is_file() else ():
+            with contextlib.suppress(ValueError, TypeError):  # a line that was cut short, or is another's
                 key, premise, hypothesis, *answer = json.loads(line)
                 kept |= {(premise, hypothesis): Answer(*answer)} if key == made else {}
         new = [pair for pair in dict.fromkeys(pairs) if pair not in kept]
@@ -531,7 +531,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
 
 def chat(url, body, timeout, lines):
     """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails. lines: {thread: the connection it keeps}."""
-    place, key = urllib.request.urlsplit(f"{url.rstrip('/')}/chat/completions"), os.environ.get("OPENAI_API_KEY", "none")
+    place, key = urllib.request.urlsplit(f"{url.rstrip('/')}/chat/completions"), os.environ.get("OPENAI_API_KEY", "none").strip()
     if not (line := lines.get(get_ident())):
         proxy = None if urllib.request.proxy_bypass(place.hostname) else urllib.request.getproxies().get(place.scheme)
         line = (HTTPSConnection if place.scheme == "https" else HTTPConnection)((proxy or url).split("//")[-1].split("/")[0], timeout=timeout)
@@ -571,6 +571,8 @@ def read_reply(text, finish_reason="stop", given=None):
 def run_main(main):
     """Run a script's main as its users expect it: bad input is one line on stderr and exit status 2, Ctrl-C is 130, a reader that
     closed the pipe is no error."""
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
         main()
     except BrokenPipeError:
@@ -642,6 +644,12 @@ def main(argv=None):
         words += [f"--{k}={v}" for k, v in opt.items() if not isinstance(v, str) and v < (k in ("concurrency", "samples"))]
         if words or not opt["model"] or not re.match("https?://|$", opt["url"]):
             raise DataError(f"collect needs --model=NAME, a run folder or what the server at --url=http://… calls it, --in=FILE{'; not '.join(['', *words])}")
+        try:
+            urllib.request.urlsplit(opt["url"]).port  # noqa: B018
+            if not 0 < opt["timeout"] < 1e6:
+                raise ValueError(f"--timeout={opt['timeout']} is no number of seconds")
+        except ValueError as e:
+            raise DataError(f"--url={opt['url']}: {e}") from None
         collect(opt.pop("in"), **opt)
         return
     words, opt = options(argv, json=False, device="cpu", dtype="float32", num_beams=1)

@@ -244,6 +244,14 @@ def tell(line):
     """Say something on stderr, once: a file is read for each split, and anew for each run of a grid."""
     print(line, file=sys.stderr)
 
+def torn(lines):
+    """Whether a row over several lines is one by a quote that nobody closed: it then ends in the file's end, or in a quote amid a cell. A quoted
+    cell that is whole may hold any lines."""
+    try:
+        return len(list(csv.reader(lines, strict=True))) != 1
+    except csv.Error:
+        return True
+
 def rows_of(path, names=()):
     """Yields (line on which a row begins, {column: cell}, or the text of a JSON line)."""
     kind = path.suffix.lower()
@@ -262,8 +270,7 @@ def rows_of(path, names=()):
 
         manner = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind in (".tsv", ".txt") else {}
         table, line = csv.reader(lines(), **manner), 1
-        label = (header := tuple(next(table, ()))).index(columns(header, names)["label"])
-        whole = lambda row: len(row) == len(header) and row[label].strip().lower() in (*LABELS, "-", "0", "1", "2")  # noqa: E731
+        columns(header := tuple(next(table, ())), names)
         while True:
             line += len(taken)
             taken.clear()
@@ -273,7 +280,7 @@ def rows_of(path, names=()):
                 fault = "more cells than columns; quote one that holds the separator" if len(row) > len(header) else None
             except csv.Error as e:
                 row, fault = [""], str(e)
-            if len(taken) > 1 and (fault or any(map(whole, csv.reader(taken[1:])))):  # a cell may hold line breaks, but no other rows
+            if len(taken) > 1 and (fault or torn(taken)):
                 fault = "a quote that is not closed"
                 waiting.extendleft(reversed(taken[1:]))
                 del taken[1:]
@@ -309,7 +316,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
 
     def text(column, value):
         if not isinstance(value, str) or not value.isascii() and re.search("[\ufffd\ud800-\udfff]", value):  # what stands for other bytes, half a character
-            raise DataError(f"{column} is {value!r}, not {'UTF-8' if isinstance(value, str) else 'a text'}")
+            raise DataError(f"{column} is {value!r:.60}, not {'UTF-8' if isinstance(value, str) else 'a text'}")
         clean = " ".join(value.split())  # line breaks and doubled spaces are one space to a tokenizer
         if clean != value:
             mended["cells with line breaks" if len(value.strip().splitlines()) > 1 else "cells with doubled or outer spaces"] += 1
@@ -322,7 +329,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     if label in ("-", "-1"):  # -1: what - became in copies with numbers
         raise DataError(NO_LABEL)
     if label not in ("", *LABELS):
-        raise DataError(f"{found['label']} is {row[found['label']]!r}; it may be {', '.join(LABELS)}, - (left out) or empty (unlabelled); "
+        raise DataError(f"{found['label']} is {row[found['label']]!r:.60}; it may be {', '.join(LABELS)}, - (left out) or empty (unlabelled); "
                         "for 0, 1, 2, of which three readings are in use, FILE?labels=ENC says which letter is which number")  # fmt: skip
     premise, hypothesis = (text(found[ours], row[found[ours]]) for ours in ("premise", "hypothesis"))
     if not premise or not hypothesis:
@@ -332,10 +339,13 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     marked = [tuple(str(row.get(f"Sentence{side}_marked_{k}") or "") for side in (1, 2)) for k in reasons] if "Sentence1_marked_1" in row else ()
     mended["rows without a label"] += not label
     mended["rows without an explanation"] += not reasons
-    mended["rows with some explanations empty"] += bool(reasons) and any(not row.get(f"Explanation_{k}", "x").strip() for k in (1, 2, 3))
+    mended["rows with some explanations empty"] += bool(reasons) and any(not str(row.get(f"Explanation_{k}", "x") or "").strip() for k in (1, 2, 3))
     mended["explanations without a highlighted word"] += sum("*" not in premise + hypothesis for premise, hypothesis in marked)
-    split = str(row.get(found.get("split"), "")).lower()
-    return {"trial": "validation", "dev": "validation"}.get(split, split), Example(
+    split = str(row.get(found.get("split")) or "").strip().lower()
+    split = {"trial": "validation", "dev": "validation", "val": "validation", "valid": "validation", "training": "train"}.get(split, split)
+    if split not in ("", *SPLITS):
+        raise DataError(f"{found['split']} is {split!r:.40}; it may be {', '.join(SPLITS)}, or empty: told by a hash of the premise")
+    return split, Example(
         str(row[found["id"]]) if "id" in found else name, premise, hypothesis, label or None, tuple(reasons.values()), tuple(marked), str(row.get("kind", "")))
 
 def fetch_esnli(folder, split=None):
@@ -821,6 +831,8 @@ def explore(source, picture, tokenizer=None):
 def main(argv=None):
     """`python data.py …`: bad input is one line and exit status 2."""
     argv = sys.argv[1:] if argv is None else argv
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
         if argv[:1] == ["collect"]:  # it needs models that answer, which stand a floor higher
             os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("apprentice.py")), *argv])

@@ -281,7 +281,7 @@ def bert_score(predictions, references, model, tokenizer, layer=None, idf=False,
     log((M + 1) / (m + 1)). baseline: P, R, F of texts that have nothing in common; x becomes (x - baseline) / (1 - baseline). As the package bert_score has it,
     but </s> is read and never matched, padding is no word of likeness 0, and only a text without tokens scores 0 (there one of a single token too)."""
     references = [[texts] if isinstance(texts, str) else texts for texts in references]
-    ids = functools.cache(lambda text: tokenizer.encode(text.strip())[:-1])
+    ids = functools.cache(lambda text: tokenizer.encode(text.strip().encode(errors="replace").decode())[:-1])  # half a character is no text
     seen, M = Counter(i for texts in references for text in texts for i in set(ids(text))), sum(map(len, references))
     def embed(texts):
         """n texts -> their tokens' states of length 1 (n, S, d), weights (n, S), and which are tokens (n, S)"""
@@ -622,12 +622,17 @@ def trade_off(results):
     is as right for less or more right for as little (Pareto; a disc in the pictures, others are crosses). Differences within the intervals are none."""
     table = {}
     for name, result in results.items():
-        bench = json.loads(path.read_text()) if (path := Path(name) / "bench.json").is_file() else {}
+        path = Path(name) / "bench.json"
+        try:
+            bench = json.loads(path.read_text()) if path.is_file() else {}
+            costs = {"µs": round(1000 * bench.get("latency_ms", {}).get("float32", {}).get("median", 0)) or None,
+                     "kB": round(bench.get("memory_bytes", {}).get("float32", 0) / 1000) or None}  # fmt: skip
+        except (ValueError, AttributeError, TypeError) as e:
+            raise DataError(f"{path} is not what bench.py writes ({e}); delete it, or measure anew") from None
         first = {key: value for found in result["findings"].values() for key, value in next(iter(found["table"].values())).items()}
         qualities = {**headline(result), "LAS": first.get("LAS"), "nearer": first.get("nearer to its own pair")}
         table[name] = {key: qualities[key] for key in ("accuracy", "ROUGE-L", "LAS", "nearer")} | {
-            "parameters": result.get("parameters"), "µs": round(1000 * bench.get("latency_ms", {}).get("float32", {}).get("median", 0)) or None,
-            "kB": round(bench.get("memory_bytes", {}).get("float32", 0) / 1000) or None}  # fmt: skip
+            "parameters": result.get("parameters"), **costs}  # fmt: skip
     runs, most = list(table.values()), max(table.values(), key=lambda row: row["parameters"] or 0)
     costs = [cost for cost in ("parameters", "µs", "kB") if all(row[cost] for row in runs)]
     best = lambda row, cost, value: not any(  # noqa: E731
@@ -706,13 +711,14 @@ def report_page(result, lines):
 def read_predictions(path):
     """The rows of a JSONL predictions file as dicts with id, label, rationale and text; DataError names the line that is wrong."""
     predictions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
-            predictions.append({"id": str(row["id"]), "label": row["label"], "rationale": row.get("rationale") or "", "text": str(row.get("text", ""))})
+            predictions.append({"id": str(row["id"]), "label": row["label"] and row["label"].strip().lower(),
+                                "rationale": row.get("rationale") or "", "text": str(row.get("text", ""))})  # fmt: skip
             if not isinstance(row["label"], str | None) or not isinstance(row.get("rationale") or "", str):
                 raise TypeError
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             raise DataError(f"{path}, line {number}: {line[:80]}: id, label (of {', '.join(LABELS)}, or null) and rationale (text) are needed") from None
     return predictions
 

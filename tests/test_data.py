@@ -366,6 +366,37 @@ def test_a_quote_that_is_not_closed_takes_no_other_rows_along(tmp_path, wrong):
         assert (tmp_path / "cache" / "set_aside" / path.name).with_suffix(".csv.txt").read_text().startswith(f"{path}:{2 + 2 * at}: a quote that is not closed")
 
 
+@pytest.mark.parametrize("text, expected", [
+    ('"A man\nwalks.",He moves.,entailment\nC,D,neutral\n', [("A man walks.", "He moves."), ("C", "D")]),
+    ('A cat.,"It\nis cold, outside.",neutral\nA,"It is cold,\nnow.",neutral\n', [("A cat.", "It is cold, outside."), ("A", "It is cold, now.")]),
+    ('A,"see:\n9,x,neutral\nend",neutral\nC,D,neutral\n', [("A", "see: 9,x,neutral end"), ("C", "D")]),
+    ('A,"a ""b""\r\nc",neutral\r\nC,D,neutral\r\n', [("A", 'a "b" c'), ("C", "D")]),
+])
+def test_whole_cells_hold_any_lines(tmp_path, text, expected):
+    rows = read_examples(write(tmp_path / "a.csv", "premise,hypothesis,label\n" + text))
+    assert [(e.premise, e.hypothesis) for e in rows] == expected
+
+
+def test_torn_rows_without_labels_take_nothing_along(tmp_path):
+    rows = [f'{i},{chr(34) * (i == 5)}a man {i},b,' for i in range(1000)]          # open to the end of the file
+    assert len(read_examples(write(tmp_path / "a.csv", "\n".join(["id,premise,hypothesis,label", *rows])))) == 999
+    rows = ['1,"a b,c d,', "2,e f,g h,", '3,i j,"k, l",', '4,"m,n,', '5,"o,p,', "6,q,r,"]
+    path = write(tmp_path / "b.csv", "\n".join(["id,premise,hypothesis,label", *rows]))
+    assert [e.id for e in read_examples(path, max_bad=0.9)] == ["2", "3", "6"]
+
+
+def test_a_split_that_is_none_is_a_fault(tmp_path, capsys):
+    names = ["train"] * 300 + ["val", "Valid ", "training", "TEST", "fold"]
+    path = write(tmp_path / "a.csv", "premise,hypothesis,label,split\n" + "".join(f"a{i},b,neutral,{name}\n" for i, name in enumerate(names)))
+    assert [len(read_examples(path, split)) for split in (*data.SPLITS, None)] == [301, 2, 1, 304]
+    assert f"{path}:306: split is 'fold'" in (tmp_path / "cache" / "set_aside" / "a.csv.txt").read_text() and "1 faulty rows" in capsys.readouterr().err
+
+
+def test_an_empty_explanation_may_be_null(tmp_path):
+    row = {"premise": "a", "hypothesis": "b", "label": "neutral", "rationale": "x", "Explanation_2": None}
+    assert read_examples(write(tmp_path / "a.jsonl", json.dumps(row)))[0].explanations == ("x",)
+
+
 def test_what_was_mended_is_counted(tmp_path, capsys):
     path = dev_file(tmp_path / "m.csv", [
         dev_row("1", "Entailment", "A  dog naps. "), dev_row("2", "neutral", "Two\nlines.", reasons=("one", " ", "three")),
