@@ -415,7 +415,7 @@ def cut_student(teacher, layers):
 def learning_parameters(model, pattern, matrices=False):
     """Let only those parameters learn that a pattern names, or the blocks' matrices among them; "last2": each stack's last two -> {name: p}"""
     blocks = [(stack, i, n) for stack, n in (("encoder", model.config.num_layers), ("decoder", model.config.num_decoder_layers)) for i in range(n)]
-    pattern = re.sub(r"last(\d+)", lambda m: "(" + "|".join(rf"{stack}\.blocks\.{i}\." for stack, i, n in blocks if i >= n - int(m[1])) + ")", pattern)
+    pattern = re.sub(r"last([1-9]\d*)", lambda m: "(" + "|".join(rf"{stack}\.blocks\.{i}\." for stack, i, n in blocks if i >= n - int(m[1])) + ")", pattern)
     try:
         named = {name: p for name, p in model.named_parameters() if re.search(pattern, name)}
     except re.error as e:
@@ -591,10 +591,11 @@ def cast(name, value, known):
         raise DataError(f"unknown setting {name}{f'; did you mean {near[0]}?' if near else ''}; known: {', '.join(known)}")
     kind = type(known[name])
     try:
-        if (kind is dict) != isinstance(value, dict) or isinstance(value, (bool, list, tuple)) or (kind is int and float(value) != int(float(value))):
+        number = 0 if kind is not int else int(value) if re.fullmatch(r"[+-]?\d+", str(value)) else float(value)  # a float has not all of 2**63's digits
+        if (kind is dict) != isinstance(value, dict) or isinstance(value, (bool, list, tuple)) or value is None or number != int(number):
             raise ValueError
-        return int(float(value)) if kind is int else kind(value)
-    except (ValueError, OverflowError):
+        return int(number) if kind is int else kind(value)
+    except (ValueError, TypeError, OverflowError):
         legal = {int: "a whole number", float: "a number", dict: "a dictionary, in a config file"}.get(kind, "one text")
         raise DataError(f"{name} is {value!r}, not {legal}") from None
 

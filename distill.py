@@ -38,7 +38,7 @@ from tqdm import tqdm
 import evaluate
 from apprentice import EOS, TASKS, Apprentice, LoRA, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
-from model import SIZES, SLOW_LINEAR, T5, fetch, product, replace_file
+from model import SIZES, SLOW_LINEAR, T5, T5Config, fetch, product, replace_file
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
 
@@ -85,7 +85,7 @@ class Config:
     temperature: float = 1.0  # of both softmaxes in the divergence; higher shows more of what the teacher thinks of wrong answers
     label_smoothing: float = 0.0  # share of the cross-entropy's target that all words get alike
     # the optimiser
-    lr: float = 1e-3  # peak; warmed up linearly, then decayed linearly to 0
+    lr: float = 1e-3  # peak; warmed up linearly, then decayed linearly to 0 (a run shorter than its warm-up ends in it)
     warmup_steps: int = 50
     weight_decay: float = 0.01
     grad_clip: float = 1.0  # largest norm of the gradient
@@ -349,14 +349,17 @@ class CachedTeacher:
         lengths = dict(sorted((digest(*row[:2]), len(row[1])) for row in rows))  # the order of the data does not matter
         self.place = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0), strict=False))
         about |= {"format": config.format, "data": digest("".join(lengths).encode()), "top_k": self.k, "temperature": self.temperature}
-        found = json.loads((folder / "about.json").read_text()) if (folder / "about.json").is_file() else about
+        file, known = folder / "top_k.u16", folder / "about.json"
+        try:
+            found = {**json.loads(known.read_text())} if known.is_file() or file.is_file() else about
+        except (OSError, ValueError, TypeError) as e:
+            raise DataError(f"{known} does not tell what the cache holds ({e}): choose another --teacher_cache, or delete it") from None
         differ = [f"{k} ({found.get(k)}, not {about[k]})" for k in about if found.get(k) != about[k]]
         if differ:
             raise DataError(f"{folder} was made with another {differ[0]}: choose another --teacher_cache, or delete it")
-        file, shape = folder / "top_k.u16", (sum(lengths.values()), 2 * self.k + 1)
         folder.mkdir(parents=True, exist_ok=True)
-        self.table = np.memmap(file, np.uint16, "r+" if file.is_file() else "w+", shape=shape)
-        replace_file(folder / "about.json", json.dumps(about, indent=1).encode())
+        replace_file(known, json.dumps(about, indent=1).encode())
+        self.table = np.memmap(file, np.uint16, "r+" if file.is_file() else "w+", shape=(sum(lengths.values()), 2 * self.k + 1))
 
     def __call__(self, batch, valid):
         lengths = valid.sum(1).tolist()
@@ -491,7 +494,8 @@ class Trainer:
         """The batch with targets that the student draws itself (Agarwal et al. 2024, GKD, arXiv 2306.13649), every token of one part."""
         with self.autocast:
             written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=max(1, self.config.max_target - 1), do_sample=True)
-        return Batch(batch.source, batch.source_mask, collate([([0], [*ids, EOS], [True]) for ids in written]).labels.to(self.device))
+        rows = [([0], [*(i for i in ids if i < self.vocab_size), EOS], [True]) for ids in written]  # FLAN-T5's head has more rows than there are words
+        return Batch(batch.source, batch.source_mask, collate(rows).labels.to(self.device))
 
     def state_dict(self):
         """All that going on needs, in plain tensors and numbers."""
@@ -525,7 +529,7 @@ def folder_of(name, config):
 def vocabulary_for(config, tasks, start):
     """The tokenizer of a run, its spiece.model in the run folder. start: the folder whose vocabulary the student takes over, or None."""
     path, (pieces, _, other) = config.folder / "spiece.model", config.vocabulary.partition("@")
-    if not path.is_file() and pieces.isdigit() and not start:
+    if not path.is_file() and pieces.isdecimal() and not start:
         examples = read_examples(other or config.data, "train", 0 if other else config.labelled_rows)
         texts = [text for e in examples for text in (e.premise, e.hypothesis, *e.explanations)]
         train_vocabulary(texts + [FORMATS[task].render(e)[0] for e in examples[:1000] for task in tasks], path, int(pieces))
@@ -585,6 +589,8 @@ def prepare(config):
         student = sized(config.student, tokenizer.vocab_size, config.student_layers, config.student_width)
     else:
         student = T5.from_pretrained(start) if start else cut_student(T5.from_pretrained(teachers[0]), config.student_layers)
+    if student.config.vocab_size < tokenizer.vocab_size:
+        raise DataError(f"{start}: its config.json has {student.config.vocab_size:,} words, its spiece.model {tokenizer.vocab_size:,}")
     limits = dict(max_source=config.max_source, max_target=config.max_target, explanations=config.explanations or 99)
     groups = [(encoded_rows(source, "train", tokenizer, tasks, limit=0 if isinstance(source, list) else config.labelled_rows, **limits), weight)
               for source, weight in lessons(config, teachers)]  # fmt: skip
@@ -594,6 +600,8 @@ def prepare(config):
     for (name, _), folder in zip(config.teachers(), teachers, strict=True) if config.uses("kd_weight", "hidden_weight") else ():
         if (folder / "spiece.model").read_bytes() != vocabulary:
             raise DataError(f"teacher {name} has another vocabulary than the student: set kd_weight and hidden_weight to 0 and teacher_writes to all or rest")
+        if (words := T5Config.from_file(folder / "config.json").vocab_size) < tokenizer.vocab_size:
+            raise DataError(f"teacher {name}: its config.json has {words:,} words, its spiece.model {tokenizer.vocab_size:,}")
         ask = functools.partial(lambda folder: LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size), folder)
         if config.teacher_cache:
             files = [f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
@@ -641,14 +649,15 @@ def train(config, origin):
     if state_file.is_file():
         try:
             state = torch.load(state_file, weights_only=True)
+            trainer.load_state_dict(state["trainer"])
+            sampler.load_state_dict(state["sampler"])
+            best = state["best"]
         except Exception as e:  # the unpickler raises nearly anything on a broken file
-            raise DataError(f"{state_file} is damaged ({str(e).splitlines()[0][:80]}): delete it to begin this run anew") from None
-        trainer.load_state_dict(state["trainer"])
-        sampler.load_state_dict(state["sampler"])
-        best = state["best"]
+            why = (str(e) or type(e).__name__).splitlines()[0][:80]
+            raise DataError(f"{state_file} is damaged ({why}): delete it to begin this run anew") from None
         print(f"going on from step {trainer.steps}")
     lines = log.read_bytes().splitlines(True) if log.is_file() else []  # of a full disk the last may be cut off
-    replace_file(log, *(line for line in lines if line.endswith(b"}\n") and json.loads(line)["step"] <= trainer.steps))
+    replace_file(log, *(line for line in lines if (step := re.match(rb'\{"step": (\d+).*\}\n', line)) and int(step[1]) <= trainer.steps))
     batches, started, tokens, first = iter(sampler), time.time(), 0, trainer.steps
     bar = tqdm(total=config.max_steps, initial=first, desc=config.name, unit="step")
 
@@ -681,7 +690,9 @@ def train(config, origin):
         if step % config.save_every == 0:
             state_file.parent.mkdir(exist_ok=True)
             try:
-                torch.save({"trainer": trainer.state_dict(), "sampler": sampler.state_dict(), "best": best}, f"{state_file}.tmp")
+                with open(f"{state_file}.tmp", "wb") as file:
+                    torch.save({"trainer": trainer.state_dict(), "sampler": sampler.state_dict(), "best": best}, file)
+                    os.fsync(file.fileno())
             except RuntimeError as e:
                 raise OSError(f"{state_file}.tmp cannot be written; is the disk full? ({e})") from None
             os.replace(f"{state_file}.tmp", state_file)
@@ -712,6 +723,8 @@ def main(argv=None):
         return
     (runs, origin), configs, folders = read_settings(argv), [], []
     for config in (Config(**values) for values in runs):  # all of them first: a mistake shows before hours of training
+        if any(not isinstance(other, dict) or {"name", "baselines"} & {*other} for other in config.baselines.values()):
+            raise DataError(f"baselines of {config.name}: each is a dictionary of settings, without name and baselines")
         beside = {f"{config.name}-{name}": {k: cast(k, v, asdict(Config())) for k, v in other.items()} for name, other in config.baselines.items()}
         configs += [*(replace(config, **other, name=name, baselines={}) for name, other in beside.items()), config]
     for data in configs[-1].tests.split():

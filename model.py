@@ -60,11 +60,18 @@ class T5Config:
     def __post_init__(self):
         if not self.num_decoder_layers:
             object.__setattr__(self, "num_decoder_layers", self.num_layers)
-        legal = {int: ("a whole number above 0", lambda x: type(x) is int and x > 0), str: ("relu or gated-gelu", ("relu", "gated-gelu").__contains__),
+        legal = {int: ("a whole number above 0 (and below 2**20)", lambda x: type(x) is int and 0 < x < 2**20),
+                 str: ("relu or gated-gelu", ("relu", "gated-gelu").__contains__),
                  float: ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1), bool: ("", lambda x: True)}  # fmt: skip
         for f in fields(self):
             if not legal[f.type][1](getattr(self, f.name)):
-                raise CheckpointError(f"config: {f.name} is {getattr(self, f.name)!r}, not {legal[f.type][0]}")
+                raise CheckpointError(f"config: {f.name} is {getattr(self, f.name)!r:.40}, not {legal[f.type][0]}")
+        for wrong, why in ((max(self.num_layers, self.num_decoder_layers) > 1000, "more than 1,000 layers"),
+                           (self.relative_attention_num_buckets < 4, "relative_attention_num_buckets is below 4"),
+                           (self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2,
+                            "relative_attention_max_distance is no more than half of relative_attention_num_buckets")):  # fmt: skip
+            if wrong:
+                raise CheckpointError(f"config: {why}")
 
     @classmethod
     def from_file(cls, path):
@@ -73,7 +80,7 @@ class T5Config:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{path} is missing: a checkpoint folder holds config.json and its weights") from None
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise CheckpointError(f"{path} is not JSON ({e})") from None
         kind = values.get("model_type", "t5") if isinstance(values, dict) else values
         if kind != "t5":
@@ -171,11 +178,16 @@ class Matrix:
             bounds = torch.stack([length, (self.weight - rounded).norm(dim=1) + 1e-4 * length])  # with room for float32's own rounding
             self.draft, self.draft_of = (quick, bounds), self.state()
         quick, bounds = self.draft
-        rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, NARROW).dequantize()  # as `quick` does
-        scores, slack = quick(x), torch.stack([(x - rounded).norm(dim=1), x.norm(dim=1)], 1) @ bounds  # (R, m) both
-        scores[:, banned] = -math.inf
-        rows = (scores + slack >= (scores - slack).amax(1, keepdim=True)).any(0).nonzero()[:, 0]
-        return rows[product(x, self.weight[rows]).argmax(1)]
+        if x.isfinite().all():
+            rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, NARROW).dequantize()  # as `quick` does
+            scores, slack = quick(x), torch.stack([(x - rounded).norm(dim=1), x.norm(dim=1)], 1) @ bounds  # (R, m) both
+            if (scores.abs() + slack).isfinite().all():
+                scores[:, banned] = -math.inf
+                rows = (scores + slack >= (scores - slack).amax(1, keepdim=True)).any(0).nonzero()[:, 0]
+                return rows[product(x, self.weight[rows]).argmax(1)]
+        logits = product(x, self.weight)  # NaN, or too large for a bound
+        logits[:, banned] = -math.inf
+        return logits.argmax(1)
 
 NARROW = not getattr(torch.cpu, "_is_vnni_supported", bool)()  # 7 bits for x where a CPU without VNNI would overflow with 8
 
@@ -214,7 +226,7 @@ class Dropout(nn.Dropout):
         if not self.training or not self.p or not x.is_cpu:
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
-        return x * (bits < round((1 - self.p) * 2**16) - 2**15).to(x.dtype).div_(1 - self.p)
+        return x * (bits <= max(round((1 - self.p) * 2**16), 1) - 1 - 2**15).to(x.dtype).div_(1 - self.p)
 
 class PositionBias(nn.Module):
     """The learnt bias on attention scores, one number a head and a bucket of distances (arXiv 1910.10683, section 2.1)."""
@@ -463,13 +475,15 @@ def load_weights(model, tensors, where):
     if any(wrong.values()):
         text = [f"{len(x)} {what} ({', '.join(x[:3])}{', …' if len(x) > 3 else ''})" for what, x in wrong.items() if x]
         raise CheckpointError(f"{where}: the weights do not fit config.json: tensors {' and '.join(text)}")
+    parts = lambda: ((part, name) for ours, theirs in names.items()  # noqa: E731
+                     for part, name in zip(model.get_parameter(ours).chunk(len(theirs)), theirs, strict=True))  # fmt: skip
+    for part, name in parts():  # before any memory is asked for
+        if part.shape != tensors[name].shape:
+            raise CheckpointError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, config.json asks for {tuple(part.shape)}")
     if model.shared.weight.is_meta:  # not to_empty, which imports 500 modules
         model.load_state_dict({name: torch.empty(p.shape) for name, p in model.named_parameters()}, assign=True)
-    for ours, theirs in names.items():
-        for part, name in zip(model.get_parameter(ours).chunk(len(theirs)), theirs, strict=True):
-            if part.shape != tensors[name].shape:
-                raise CheckpointError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, config.json asks for {tuple(part.shape)}")
-            part.copy_(tensors[name])
+    for part, name in parts():
+        part.copy_(tensors[name])
 
 def read_tensors(folder):
     """All tensors of a checkpoint folder as {name: tensor}: model.safetensors or pytorch_model.bin, whole or in shards."""
@@ -485,10 +499,11 @@ def read_index(path):
     """The index of a sharded checkpoint -> the shards' file names"""
     try:
         shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        if wrong := [shard for shard in shards if Path(shard).name != shard]:
-            raise CheckpointError(f"{path}: shard {wrong[0]!r} is not a plain file name")
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        wrong = [shard for shard in shards if Path(shard).name != shard]
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
         raise CheckpointError(f"{path} is not an index: it needs a weight_map of tensor to file") from None
+    if wrong:
+        raise CheckpointError(f"{path}: shard {wrong[0]!r} is not a plain file name")
     return shards
 
 def read_bin(path):
@@ -496,9 +511,10 @@ def read_bin(path):
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # the unpickler raises nearly anything on a broken file
-        why = "is missing" if isinstance(e, FileNotFoundError) else f"is not a file of plain tensors, or is cut short ({str(e).splitlines()[0][:80]})"
+        why = (str(e) or type(e).__name__).splitlines()[0][:80]
+        why = "is missing" if isinstance(e, FileNotFoundError) else f"is not a file of plain tensors, or is cut short ({why})"
         raise CheckpointError(f"{path} {why}") from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(t, torch.Tensor) and not t.is_meta for k, t in tensors.items()):
         raise CheckpointError(f"{path} is not a dictionary of tensors")
     return tensors
 
@@ -515,9 +531,12 @@ def read_safetensors(path):
     if size < 8 or length > size - 8:
         raise CheckpointError(f"{path} is no safetensors file or is cut short: its header claims {length} bytes, the file has {size}")
     try:
-        header, data = json.loads(data[8 : 8 + length].numpy().tobytes()), data[8 + length :]
-        entries = {k: (SAFE_TYPES[v["dtype"]], v["shape"], *v["data_offsets"]) for k, v in header.items() if k != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        header, data, entries = json.loads(data[8 : 8 + length].numpy().tobytes()), data[8 + length :], {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                entries[name] = SAFE_TYPES[entry["dtype"]], [*entry["shape"]], start, end
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise CheckpointError(f"{path}: the safetensors header cannot be read ({type(e).__name__}: {e})") from None
     tensors = {}
     for name, (dtype, shape, start, end) in entries.items():
@@ -620,7 +639,7 @@ def download(url, path, tries=5):
             if e.code == 416:  # what lies here is not the beginning of what lies there
                 part.unlink(missing_ok=True)
             error = f"the server answers {e.code}"
-        except (OSError, http.client.HTTPException) as e:
+        except (OSError, http.client.HTTPException, ValueError) as e:  # ValueError: $HF_ENDPOINT is no address
             error = str(getattr(e, "reason", e)) or type(e).__name__
         else:
             wanted = re.fullmatch('"?([0-9a-f]{64})"?', said.get("x-linked-etag", ""))

@@ -487,6 +487,23 @@ def test_configs_that_need_each_other_are_told_before_anything_is_trained(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_on_policy_a_head_with_more_rows_than_words_trains():
+    trainer = Trainer(net(0), [net(1)], Config(**SETTINGS | dict(on_policy=1.0, max_target=7)), vocab_size=20)
+    for seed in range(5):
+        small = batch(seed=seed)
+        small.source.remainder_(20)
+        assert trainer.own_words(small).labels.max() < 20
+        assert math.isfinite(trainer.step([small])["loss"])
+
+
+def test_whole_numbers_keep_all_their_digits():
+    assert cast("seed", "9007199254740993", {"seed": 1}) == 2**53 + 1 and cast("seed", str(2**63 - 1), {"seed": 1}) == 2**63 - 1
+    assert cast("seed", "1e3", {"seed": 1}) == 1000
+    for value in (None, 1j, "1.5", "²", [1]):
+        with pytest.raises(DataError, match="seed is .*not a whole number"):
+            cast("seed", value, {"seed": 1})
+
+
 def test_on_policy_the_student_writes_and_only_the_teacher_judges():
     torch.manual_seed(5)
     student, teacher, b = net(0), net(1), batch()

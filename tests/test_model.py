@@ -47,6 +47,49 @@ def test_save_and_load_keep_every_number(tmp_path, tied):
     assert torch.equal(net(x, x), again(x, x)) and again.config == net.config
 
 
+def test_dropout_of_next_to_nothing_and_of_next_to_all():
+    x = torch.ones(1000, 100)
+    assert torch.equal(m.Dropout(5e-6)(x) > 0, x > 0) and (m.Dropout(1 - 5e-6)(x) > 0).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("spoil", [math.nan, math.inf, 3e38])
+def test_the_largest_of_what_is_no_number_is_the_plain_way_s(spoil):
+    head, x = m.Linear(8, 300), torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    for weight, state in ((True, False), (False, True), (True, True)):
+        torch.nn.init.normal_(head.weight)
+        with torch.inference_mode():
+            w, y = head.weight.clone(), x.clone()
+            w[7, 3], y[1, 2] = spoil if weight else w[7, 3], spoil if state else y[1, 2]
+            spoilt = m.Linear(8, 300)
+            spoilt.weight = torch.nn.Parameter(w, requires_grad=False)
+            logits = y @ w.T
+            logits[:, [1]] = -math.inf
+            assert torch.equal(spoilt.largest(y, [1]), logits.argmax(1))
+
+
+@pytest.mark.parametrize("entry", [{"data_offsets": [4]}, {"data_offsets": [0, 4, 8]}, {"data_offsets": {"a": 0, "b": 4}}, {"shape": None}, {"shape": 5}])
+def test_a_header_of_the_wrong_kind_is_told(tmp_path, entry):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match="x.safetensors"):
+        m.read_safetensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("values", [dict(d_model=10**12), dict(d_model=10**30), dict(num_layers=10**6), dict(relative_attention_max_distance=16),
+                                    dict(relative_attention_num_buckets=2)])
+def test_a_shape_that_no_t5_has_is_refused_at_once(values):
+    with pytest.raises(CheckpointError, match="config: "):
+        T5Config(**values)
+
+
+def test_an_empty_or_odd_pytorch_file_is_told(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    for write in (lambda: path.write_bytes(b""), lambda: torch.save({1: torch.ones(1)}, path), lambda: torch.save({"a": torch.ones(1, device="meta")}, path)):
+        write()
+        with pytest.raises(CheckpointError, match="pytorch_model.bin is not"):
+            m.read_bin(path)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropout_keeps_the_mean_and_draws_each_number_by_itself(p):
     drop, x = m.Dropout(p), torch.ones(999, 41, requires_grad=True)  # not a multiple of four
