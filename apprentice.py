@@ -591,10 +591,12 @@ def cast(name, value, known):
         raise DataError(f"unknown setting {name}{f'; did you mean {near[0]}?' if near else ''}; known: {', '.join(known)}")
     kind = type(known[name])
     try:
-        number = 0 if kind is not int else int(value) if re.fullmatch(r"[+-]?\d+", str(value)) else float(value)  # a float has not all of 2**63's digits
-        if (kind is dict) != isinstance(value, dict) or isinstance(value, (bool, list, tuple)) or value is None or number != int(number):
+        digits = re.fullmatch(r"[+-]?\d+", str(value))  # perhaps more of them than a float can hold; else 1e3
+        number = value if kind is not int else int(value) if digits else float(value)
+        whole = kind is not int or number == int(number)
+        if (kind is dict) != isinstance(value, dict) or isinstance(value, (bool, list, tuple)) or value is None or not whole:
             raise ValueError
-        return int(number) if kind is int else kind(value)
+        return kind(number)
     except (ValueError, TypeError, OverflowError):
         legal = {int: "a whole number", float: "a number", dict: "a dictionary, in a config file"}.get(kind, "one text")
         raise DataError(f"{name} is {value!r}, not {legal}") from None
@@ -645,10 +647,10 @@ def main(argv=None):
         words += [f"--{k}={v}" for k, v in opt.items() if not isinstance(v, str) and v < (k in ("concurrency", "samples"))]
         if words or not opt["model"] or not re.match("https?://|$", opt["url"]):
             raise DataError(f"collect needs --model=NAME, a run folder or what the server at --url=http://… calls it, --in=FILE{'; not '.join(['', *words])}")
+        if not 0 < opt["timeout"] < 1e6:
+            raise DataError(f"--timeout={opt['timeout']} is no number of seconds")
         try:
             urllib.request.urlsplit(opt["url"]).port  # noqa: B018
-            if not 0 < opt["timeout"] < 1e6:
-                raise ValueError(f"--timeout={opt['timeout']} is no number of seconds")
         except ValueError as e:
             raise DataError(f"--url={opt['url']}: {e}") from None
         collect(opt.pop("in"), **opt)

@@ -723,8 +723,8 @@ def main(argv=None):
         return
     (runs, origin), configs, folders = read_settings(argv), [], []
     for config in (Config(**values) for values in runs):  # all of them first: a mistake shows before hours of training
-        if any(not isinstance(other, dict) or {"name", "baselines"} & {*other} for other in config.baselines.values()):
-            raise DataError(f"baselines of {config.name}: each is a dictionary of settings, without name and baselines")
+        if any({"name", "baselines"} & {*other} for other in config.baselines.values()):
+            raise DataError(f"baselines of {config.name}: a run beside this one has neither name nor baselines of its own")
         beside = {f"{config.name}-{name}": {k: cast(k, v, asdict(Config())) for k, v in other.items()} for name, other in config.baselines.items()}
         configs += [*(replace(config, **other, name=name, baselines={}) for name, other in beside.items()), config]
     for data in configs[-1].tests.split():

@@ -127,7 +127,7 @@ def onednn(x, weight):
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 CPU_NAME = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.processor()
-SLOW_LINEAR = ONEDNN and "Intel" not in CPU_NAME  # Intel's library, which F.linear calls, takes twice the time on other makers' processors
+SLOW_LINEAR = ONEDNN and "Intel" not in CPU_NAME  # on Intel's processors F.linear is the faster of the two, elsewhere oneDNN may take half its time
 
 def product(x, weight):
     """x (..., n) @ weight (m, n).T -> (..., m), with gradients: F.linear, in the fastest way that this machine has."""
@@ -475,8 +475,11 @@ def load_weights(model, tensors, where):
     if any(wrong.values()):
         text = [f"{len(x)} {what} ({', '.join(x[:3])}{', …' if len(x) > 3 else ''})" for what, x in wrong.items() if x]
         raise CheckpointError(f"{where}: the weights do not fit config.json: tensors {' and '.join(text)}")
-    parts = lambda: ((part, name) for ours, theirs in names.items()  # noqa: E731
-                     for part, name in zip(model.get_parameter(ours).chunk(len(theirs)), theirs, strict=True))  # fmt: skip
+
+    def parts():  # (our part of a parameter, its name there)
+        for ours, theirs in names.items():
+            yield from zip(model.get_parameter(ours).chunk(len(theirs)), theirs, strict=True)
+
     for part, name in parts():  # before any memory is asked for
         if part.shape != tensors[name].shape:
             raise CheckpointError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, config.json asks for {tuple(part.shape)}")

@@ -384,6 +384,11 @@ def test_a_cache_holds_the_teachers_words_is_asked_once_and_refuses_strangers(wo
     shutil.copytree(world / "b", tmp_path / "new" / "a")
     with pytest.raises(DataError, match="another teacher"):
         prepare(replace(config, name="other", teacher=str(tmp_path / "new" / "a")))
+    about = tmp_path / "cache" / "a" / "about.json"
+    for spoil in (lambda: about.write_text("[1]"), lambda: about.write_bytes(b"\xff"), about.unlink):
+        spoil()
+        with pytest.raises(DataError, match="about.json does not tell what the cache holds"):
+            prepare(replace(config, name="other"))
 
 
 def test_teachers_are_mixed_by_weight_or_by_how_well_each_foretells_the_example():
@@ -494,6 +499,32 @@ def test_on_policy_a_head_with_more_rows_than_words_trains():
         small.source.remainder_(20)
         assert trainer.own_words(small).labels.max() < 20
         assert math.isfinite(trainer.step([small])["loss"])
+
+
+def test_a_checkpoint_with_fewer_words_than_its_vocabulary_is_told(world, tmp_path):
+    net(1, vocab=40).save_pretrained(tmp_path / "few")
+    shutil.copy(world / "spiece.model", tmp_path / "few")
+    for way in (dict(student=str(tmp_path / "few"), vocabulary=""), dict(teacher=str(tmp_path / "few"), kd_weight=1.0),
+                dict(teacher=str(tmp_path / "few"), kd_weight=1.0, teacher_cache=str(tmp_path / "cache"))):  # fmt: skip
+        with pytest.raises(DataError, match="few: its config.json has 40 words, its spiece.model"):
+            prepare(settings(world, tmp_path / "out", **way))
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b""), lambda path: torch.save([1], path), lambda path: torch.save({"best": 1.0}, path)])
+def test_a_damaged_state_is_told(world, tmp_path, spoil):
+    config = settings(world, tmp_path, max_steps=4, eval_every=4, save_every=2)
+    state = config.folder / "checkpoint" / "state.pt"
+    state.parent.mkdir(parents=True)
+    spoil(state)
+    with pytest.raises(DataError, match="state.pt is damaged .*: delete it"):
+        distill.train(config, {})
+
+
+def test_runs_beside_this_one_have_no_name_of_their_own(tmp_path):
+    for beside in ({"a": {"name": "b"}}, {"a": {"baselines": {}}}):
+        (tmp_path / "x.py").write_text(f"baselines = {beside}")
+        with pytest.raises(DataError, match="baselines of x: a run beside this one has neither name"):
+            main([str(tmp_path / "x.py"), f"--out_dir={tmp_path / 'out'}"])
 
 
 def test_whole_numbers_keep_all_their_digits():

@@ -759,6 +759,18 @@ def test_a_bad_line_of_predictions_is_named(tmp_path, line, message):
         ev.read_predictions(tmp_path / "p.jsonl")
 
 
+def test_predictions_may_begin_with_a_byte_order_mark_and_shout(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "label": " NEUTRAL", "rationale": null}\n', encoding="utf-8-sig")
+    assert ev.read_predictions(tmp_path / "p.jsonl") == [{"id": "1", "label": "neutral", "rationale": "", "text": ""}]
+
+
+@pytest.mark.parametrize("text", ['{"latency_ms":', "[]", '{"latency_ms": 5}'])
+def test_a_bench_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "bench.json").write_text(text)
+    with pytest.raises(DataError, match="bench.json is not what bench.py writes"):
+        ev.trade_off({str(tmp_path): {"findings": {}, "accuracy": 1.0}})
+
+
 def test_bad_command_lines_are_one_line_and_status_2(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": "nobody", "label": null, "rationale": ""}\n', encoding="utf-8")
     for arguments, message in ((["out/none"], "out/none is neither"), ([f"{tmp_path}/p.jsonl"], "--data="),
