@@ -13,6 +13,7 @@ Here are the cached decoder, greedy search, beam search and sampling (`generate`
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ import statistics
 import sys
 import time
 import urllib.request
+import warnings
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +44,8 @@ from model import SIZES, T5, CheckpointError, fetch, replace_file
 EOS = 1
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
+NEVER = -1.0e9  # stands for minus infinity, and still adds up
+RECORDINGS = 8  # shapes of a batch for which a GPU keeps what was recorded
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
 # The formats that a run of this name learns and asks, one after the other; any other name is its own format.
 TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "simulate_reason", "simulate_both")}
@@ -53,10 +57,15 @@ class Decoder:
     and where beams change parents nothing is copied but `seen`, which tells the cached slots (one a step and beam) that lie on a beam's own path."""
 
     def __init__(self, model, source, source_mask, num_beams, steps):
+        self.model, self.source, self.source_mask, self.K, self.steps = model, source, source_mask, num_beams, steps
+        self.heads, self.length = (model.config.num_heads, model.config.d_kv), 0
+
+    def begin(self):
+        """Read the sources."""
+        model, source, source_mask, K, steps = self.model, self.source, self.source_mask, self.K, self.steps
         model.pack()
         memory = model.encode(source, source_mask)  # (B, S, d)
-        (B, S), K, H, k, layers = source.shape, num_beams, model.config.num_heads, model.config.d_kv, model.decoder.blocks
-        self.model, self.K, self.heads, self.length = model, K, (H, k), 0
+        (B, S), (H, k), layers = source.shape, self.heads, model.decoder.blocks
         numbers = torch.float32 if memory.is_cpu else memory.dtype  # a CPU is quicker with keys and values in float32
         self.cross = [block.cross.split(block.cross.kv(memory).to(numbers)).flatten(1, 2) for block in layers]  # (2, B*H, S, k) each
         self.cross = [(k.mT.contiguous(), v.contiguous()) for k, v in self.cross]  # keys in columns: their product with queries is quicker
@@ -111,6 +120,102 @@ class Decoder:
         self.seen, self.bias = self.seen[rows], self.bias[heads]
         self.memory_bias = None if self.memory_bias is None else self.memory_bias[heads]
 
+class StaticDecoder:
+    """The same for a GPU, which takes longer to be told of a small operator than to do it: every tensor stays where it is, every step has the same
+    shapes and asks the host nothing, so that a step can be recorded and replayed (see `Recorded`). B and S are given; `load` brings the source."""
+
+    def __init__(self, model, B, S, num_beams, steps):
+        config, weight, slots = model.config, model.shared.weight, -(-steps * num_beams // 8) * 8  # attention wants multiples of 8
+        numbers, ids = {"dtype": weight.dtype, "device": weight.device}, {"dtype": torch.long, "device": weight.device}
+        H, k, layers = config.num_heads, config.d_kv, config.num_decoder_layers
+        self.model, self.K, self.steps, self.heads = model, num_beams, steps, (H, k)
+        self.source, self.source_mask = torch.zeros(B, S, **ids), torch.zeros(B, S, dtype=torch.bool, device=weight.device)
+        self.memory_bias = torch.zeros(B, 1, 1, S, **numbers)
+        self.cross, self.cache = torch.zeros(layers, B, S, 2 * H * k, **numbers), torch.zeros(layers, B, slots, 2 * H * k, **numbers)
+        self.seen = torch.zeros(B, 1, num_beams, slots, dtype=torch.bool, device=weight.device)
+        self.biases = torch.zeros(H, steps * num_beams + slots, **numbers)  # the last step's view of all slots, and behind it what is still to come
+        self.window, self.slots, self.own = torch.zeros(slots, **ids), torch.zeros(num_beams, **ids), torch.eye(num_beams, dtype=torch.bool, device=weight.device)
+        self.first = torch.arange(slots, **ids) + (steps - 1) * num_beams
+
+    def load(self, source, source_mask):
+        """Bring in sources (b, s), b <= B, s <= S: columns are filled with padding, rows with the last one."""
+        (b, s), (B, S) = source.shape, self.source.shape
+        rows = torch.arange(B, device=source.device).clamp(max=b - 1)
+        for place, x in ((self.source, source), (self.source_mask, torch.ones_like(source, dtype=torch.bool) if source_mask is None else source_mask)):
+            place.copy_(F.pad(x, (0, S - s))[rows])
+
+    def begin(self):
+        """Read the sources."""
+        memory = self.model.encode(self.source, self.source_mask)
+        self.memory_bias.zero_().masked_fill_(~self.source_mask[:, None, None], -math.inf)
+        for block, cross in zip(self.model.decoder.blocks, self.cross, strict=True):
+            torch.matmul(memory, block.cross.kv.weight.t(), out=cross)
+        past = self.model.decoder.position_bias(self.steps, self.steps)[0, :, -1].repeat_interleave(self.K, dim=-1)
+        self.biases.copy_(F.pad(past, (0, self.biases.shape[1] - past.shape[1]), value=-math.inf))
+        self.window.copy_(self.first)
+        self.slots.copy_(torch.arange(self.K, device=self.slots.device))
+        self.seen.zero_()
+
+    def step(self, tokens):
+        """As `Decoder.step`"""
+        model, K = self.model, self.K
+        bias = self.biases.index_select(1, self.window)[None, :, None]  # (1, H, 1, slots)
+        if K > 1:
+            self.seen.index_copy_(3, self.slots, self.own.expand(len(tokens), 1, K, K))
+            bias = bias.masked_fill(~self.seen, -math.inf)  # (B, H, K, slots)
+        x = model.shared(tokens).flatten(0, 1)  # (B*K, d)
+        for block, cache, cross in zip(model.decoder.blocks, self.cache, self.cross, strict=True):
+            q, kv = block.attention.qkv(block.attention_norm(x)).split([cross.shape[-1] // 2, cross.shape[-1]], dim=-1)
+            cache.index_copy_(1, self.slots, kv.view(-1, K, kv.shape[-1]))
+            x.addmm_(self.attend(q, cache, bias), block.attention.out.weight.t())
+            x.addmm_(self.attend(block.cross.q(block.cross_norm(x)), cross, self.memory_bias), block.cross.out.weight.t())
+            x.addmm_(block.ff.inner(block.ff_norm(x)), block.ff.wo.weight.t())
+        self.slots += K
+        self.window -= K
+        return model.scaled(model.decoder.norm(x)).view(-1, K, x.shape[-1])
+
+    def attend(self, q, kv, bias):
+        """q (B*K, H*k), kv (B, keys, 2*H*k), bias broadcastable to (B, H, K, keys) -> (B*K, H*k)"""
+        H, k = self.heads
+        keys, values = kv.view(*kv.shape[:2], 2, H, k).permute(2, 0, 3, 1, 4)
+        q = q.view(-1, self.K, H, k).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias.expand(*q.shape[:3], -1), scale=1.0)
+        return y.transpose(1, 2).reshape(-1, H * k)
+
+    def follow(self, parents):
+        """As `Decoder.follow`"""
+        self.seen.copy_(self.seen.take_along_dim(parents[:, None, :, None], dim=2))
+
+class Recorded:
+    """A function that works in place on tensors of a GPU, done from its third call on as one CUDA graph: the first call sets the libraries up,
+    the second records the operators, which nobody has to launch one by one again. Where they can't be recorded it stays as it is."""
+
+    pool = None
+
+    def __init__(self, function):
+        self.function, self.graphs = function, {}
+
+    def __call__(self, *args):
+        if args not in self.graphs:
+            self.graphs[args] = None
+            return self.function(*args)
+        if self.graphs[args] is None:
+            graph, Recorded.pool = torch.cuda.CUDAGraph(), Recorded.pool or torch.cuda.graph_pool_handle()
+            try:
+                with torch.cuda.graph(graph, pool=self.pool):
+                    self.function(*args)
+                self.graphs[args] = graph.replay
+            except RuntimeError as e:
+                warnings.warn(f"CUDA can't record this, which makes it slow: {str(e).splitlines()[0]}", stacklevel=2)
+                self.graphs[args] = functools.partial(self.function, *args)
+        self.graphs[args]()
+
+class Recordings(dict):
+    """What was recorded with a model; a copy of the model begins anew."""
+
+    def __deepcopy__(self, memo):
+        return Recordings()
+
 @torch.inference_mode()
 def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
              early_stopping=False, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=1, generator=None):  # fmt: skip
@@ -128,16 +233,37 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
         raise ValueError("generate: do_sample draws one token at a time; use it with num_beams=1")
     if num_return_sequences > num_beams and not do_sample:
         raise ValueError(f"generate: {num_return_sequences} sequences of a source need as many beams, or do_sample=True")
+    if num_beams == 1:
+        source, source_mask = (None if x is None else x.repeat_interleave(num_return_sequences, 0) for x in (source, source_mask))
+    draw = (temperature, top_k, top_p, generator) if do_sample else None
+    how = (BeamSearch, num_beams, max_new_tokens, length_penalty, early_stopping) if num_beams > 1 else (Greedy, 1, max_new_tokens, draw)
     training = model.training
     model.eval()
     try:
-        if num_beams > 1:
-            return beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping, num_return_sequences)
-        source, source_mask = (None if x is None else x.repeat_interleave(num_return_sequences, 0) for x in (source, source_mask))
-        draw = sampler(temperature, top_k, top_p, generator) if do_sample else None
-        return greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens, draw)
+        if source.is_cuda:
+            search = static_search(model, *source.shape, *how)
+            search.decoder.load(source, source_mask)
+        else:
+            search = how[0](Decoder(model, source, source_mask, *how[1:3]), len(source), *how[1:])
+        written = search.write(min_new_tokens, num_return_sequences if num_beams > 1 else 1)
     finally:
         model.train(training)
+    return [ids for row in range(len(source)) for ids in written[row]]
+
+def static_search(model, B, S, kind, K, T, *how):
+    """A search on a GPU for sources (b, s) with b <= B rounded up to a power of two, s <= S to 32; what was recorded for such shapes is used again."""
+    B, S = 2 ** (B - 1).bit_length(), -(-S // 32) * 32
+    key = (kind, B, S, K, T, *how, model.shared.weight.dtype, *(p.data_ptr() for p in model.parameters()))
+    known = model.__dict__.setdefault("recordings", Recordings())
+    search = known.pop(key, None)
+    if search is None:
+        search = kind(StaticDecoder(model, B, S, K, T), B, K, T, *how)
+        search.begin, search.advance, search.patience = Recorded(search.begin), Recorded(search.advance), 8
+        search.shrinks = False
+    known[key] = search  # now the youngest
+    if len(known) > RECORDINGS:
+        known.pop(next(iter(known)))
+    return search
 
 def likeliest(logits, n):
     """The n largest of the last axis -> (values, ids), the largest first; the same as topk, in a third of its time for a large
@@ -156,31 +282,72 @@ def cut(ids):
     length = ids.index(EOS) if EOS in ids else max((i for i, x in enumerate(ids, 1) if x > 0), default=0)
     return ids[:length]
 
-def greedy_search(model, source, source_mask, max_new_tokens, min_new_tokens, draw=None):
-    """The likeliest token each time, or what draw(logits (B, V)) -> (B,) picks. A source that has come to its end leaves the batch,
-    but not where random numbers are drawn for all."""
-    out = torch.full((len(source), max_new_tokens), -1, device=source.device)
-    rows = torch.arange(len(source), device=source.device)  # the sources still being written
-    decoder, head = Decoder(model, source, source_mask, 1, max_new_tokens), model.unembed
-    tokens, done = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
-    sifts = not draw and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
-    for t in range(max_new_tokens):
-        x, banned = decoder.step(tokens[:, None])[:, 0], [EOS] if t < min_new_tokens else []
-        if sifts and len(x) <= FEW:
+class Search:
+    """B sources being written, T tokens at most, K beams of each side by side. `advance` is a step: it works in place and asks the host nothing.
+    told (T, B, n): what each step notes, from which the sequences are read in the end."""
+
+    patience, shrinks = 1, True  # steps between two looks at what has come to its end; whether that then leaves the batch
+
+    def __init__(self, decoder, B, K, T, notes):
+        whole = {"dtype": torch.long, "device": decoder.model.shared.weight.device}
+        self.decoder, self.rows = decoder, torch.arange(B, **whole)  # the sources still being written: the tensors have one row for each
+        self.tokens, self.told, self.t = torch.zeros(B, K, **whole), torch.full((T, B, notes), -1, **whole), torch.zeros(1, **whole)
+        self.going = torch.ones(B, **whole | {"dtype": torch.bool})
+
+    def begin(self):
+        """Forget what was written, if anything was."""
+        self.decoder.begin()
+        for x, value in ((self.tokens, 0), (self.told, -1), (self.t, 0), (self.going, True)):
+            x.fill_(value)
+
+    def write(self, min_new_tokens, n):
+        """-> {source: n lists of ids, the best first}. A source that has come to its end may leave the batch."""
+        written, T = {}, len(self.told)
+        self.begin()
+        for t in range(T):
+            self.advance(t < min_new_tokens)
+            if t + 1 == T or (t + 1) % self.patience == 0:
+                going = self.going.nonzero()[:, 0] if t + 1 < T else []
+                if not len(going):
+                    break
+                if self.shrinks and len(going) <= SPARSE * len(self.rows):
+                    written |= self.read(n)
+                    self.keep(going)
+        return written | self.read(n)
+
+    def keep(self, rows):
+        """Drop all sources but `rows`."""
+        self.decoder.keep(rows)
+        self.rows, self.tokens, self.going, self.told = self.rows[rows], self.tokens[rows], self.going[rows], self.told[:, rows]
+
+class Greedy(Search):
+    """The likeliest token each time, or one that is drawn."""
+
+    def __init__(self, decoder, B, K, T, draw):
+        super().__init__(decoder, B, K, T, 1)
+        self.draw, self.shrinks = draw and sampler(*draw), not draw  # random numbers are drawn for all
+
+    def begin(self):
+        super().begin()
+        head = self.decoder.model.unembed
+        self.sifts = not self.draw and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
+
+    def advance(self, banned):
+        """A token for each source, but not </s> where it is banned."""
+        x, banned, head = self.decoder.step(self.tokens)[:, 0], [EOS] if banned else [], self.decoder.model.unembed
+        if self.sifts and len(x) <= FEW:
             tokens = head.largest(x, banned)
         else:
             logits = head.product(x)  # (rows, V)
             logits[:, banned] = -math.inf
-            tokens = draw(logits.float()) if draw else likeliest(logits, 1)[1][:, 0]
-        out[rows, t] = tokens
-        done = done | (tokens == EOS)
-        if done.all():
-            break
-        if not draw and (~done).sum() <= SPARSE * len(rows):
-            open_ = (~done).nonzero()[:, 0]
-            decoder.keep(open_)
-            rows, tokens, done = rows[open_], tokens[open_], done[open_]
-    return [cut(row) for row in out.tolist()]
+            tokens = self.draw(logits.float()) if self.draw else likeliest(logits, 1)[1][:, 0]
+        self.told.index_copy_(0, self.t, tokens[None, :, None])
+        self.tokens.copy_(tokens[:, None])
+        self.going &= tokens != EOS
+        self.t += 1
+
+    def read(self, n):
+        return {row: [cut(ids)] for row, ids in zip(self.rows.tolist(), self.told[..., 0].T.tolist(), strict=True)}
 
 def sampler(temperature, top_k, top_p, generator):
     """A function that draws a token from logits, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
@@ -198,61 +365,75 @@ def sampler(temperature, top_k, top_p, generator):
 
     return draw
 
-def beam_search(model, source, source_mask, max_new_tokens, min_new_tokens, num_beams, length_penalty, early_stopping, num_return_sequences):
+class BeamSearch(Search):
     """Keep the K likeliest unfinished sequences of each source and the K best finished ones, until the finished can't be beaten.
 
     Every step looks at the 2K likeliest continuations, so that K unfinished are left should all K best end here; of those that end
-    only ones among the K best become candidates, by log probability / length^length_penalty. A source that is settled leaves the batch."""
-    B, K, T, device = len(source), num_beams, max_new_tokens, source.device
-    never = -1.0e9  # stands for minus infinity, and still adds up
-    decoder = Decoder(model, source, source_mask, K, T)
-    result = torch.full((B, K, T), -1, device=device)
-    rows = torch.arange(B, device=device)  # the sources still searched; the tensors below have one row for each
-    tokens = torch.zeros(B, K, dtype=torch.long, device=device)
-    beams, finished = torch.full((2, B, K, T), -1, device=device)
-    scores = torch.full((B, K), never, device=device)  # of the open beams: sums of log probabilities
-    scores[:, 0] = 0.0  # all beams begin alike, one of them counts
-    finished_scores = torch.full((B, K), never, device=device)  # of the finished: with the length penalty
-    is_finished = torch.zeros(B, K, dtype=torch.bool, device=device)
-    searched = torch.ones(B, dtype=torch.bool, device=device)
-    among_best = torch.arange(2 * K, device=device) < K
-    for t in range(T):
-        logp = model.unembed.product(decoder.step(tokens)).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
-        if t < min_new_tokens:
+    only ones among the K best become candidates, by log probability / length^length_penalty. A step notes the ids of the 2K, the beams
+    that they go on from, and which K of them are the new beams: sequences are read from there backwards, none is ever copied."""
+
+    def __init__(self, decoder, B, K, T, length_penalty, early_stopping):
+        super().__init__(decoder, B, K, T, 5 * K)
+        device = self.t.device
+        self.early_stopping = early_stopping
+        self.scores = torch.empty(B, K, device=device)  # of the open beams: sums of log probabilities
+        self.finished = torch.empty(B, K, device=device)  # scores of the finished, with the length penalty
+        self.ends = torch.empty(B, K, dtype=torch.long, device=device)  # where these end: step * 2K + place among the 2K; -1: none there
+        self.norms = torch.tensor([n**length_penalty for n in range(1, T + 1)], device=device)
+        self.horizon = self.norms[-1:] if early_stopping == "never" and length_penalty > 0 else None
+        self.places = torch.arange(2 * K, device=device)
+
+    def begin(self):
+        super().begin()
+        self.scores.fill_(NEVER)[:, 0] = 0.0  # all beams begin alike, one of them counts
+        self.finished.fill_(NEVER)
+        self.ends.fill_(-1)
+
+    def advance(self, banned):
+        """A token for each beam, but not </s> where it is banned."""
+        K, norm = self.tokens.shape[1], self.norms[self.t]
+        logp = self.decoder.model.unembed.product(self.decoder.step(self.tokens)).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
+        if banned:
             logp[..., EOS] = -math.inf
         best, ids = likeliest(logp, min(2 * K, logp.shape[-1]))  # the best 2K of all are among the best 2K of each beam
-        best = (best + scores[..., None]).flatten(1)
-        best, place = best.topk(2 * K)  # (B, 2K)
+        best, place = (best + self.scores[..., None]).flatten(1).topk(2 * K)  # (B, 2K)
         parents, ids = place // ids.shape[-1], ids.flatten(1).gather(1, place)
-        grown = beams.take_along_dim(parents[..., None], 1)  # (B, 2K, T)
-        grown[..., t] = ids
-        ends = (ids == EOS) | (t == T - 1)
+        ends = (ids == EOS) | (self.t == len(self.told) - 1)
 
-        candidate = (best / (t + 1) ** length_penalty).masked_fill(~(ends & among_best), never)
-        finished_scores, order = torch.cat([finished_scores, candidate], 1).topk(K)
-        finished = torch.cat([finished, grown], 1).take_along_dim(order[..., None], 1)
-        is_finished = torch.cat([is_finished, ends & among_best], 1).gather(1, order)
+        never = ~(ends & (self.places < K) & self.going[:, None])
+        finished = torch.cat([self.finished, (best / norm).masked_fill(never, NEVER)], 1)
+        where = torch.cat([self.ends, (self.places + 2 * K * self.t).masked_fill(never, -1)], 1)
+        finished, order = finished.topk(K)
+        self.finished.copy_(finished)
+        self.ends.copy_(where.gather(1, order))
 
-        scores, order = best.masked_fill(ends, never).topk(K)
-        beams, tokens, parents = grown.take_along_dim(order[..., None], 1), ids.gather(1, order), parents.gather(1, order)
-        decoder.follow(parents)
+        scores, order = best.masked_fill(ends, NEVER).topk(K)
+        self.scores.copy_(scores)
+        self.tokens.copy_(ids.gather(1, order))
+        self.decoder.follow(parents.gather(1, order))
+        self.told.index_copy_(0, self.t, torch.cat([ids, parents, order], 1)[None])
 
-        length = T if early_stopping == "never" and length_penalty > 0 else t + 1
-        worst = finished_scores[:, -1]
-        settled = searched & is_finished.all(1) & ((early_stopping is True) | (scores[:, 0] / length**length_penalty <= worst))
-        if t == T - 1:
-            settled = searched
-        if settled.any():
-            result[rows[settled]] = finished[settled]
-            searched = searched & ~settled
-            open_ = searched.nonzero()[:, 0]
-            if not len(open_):
-                break
-            if len(open_) <= SPARSE * len(rows):
-                decoder.keep(open_)
-                rows, tokens, beams, finished, searched = (x[open_] for x in (rows, tokens, beams, finished, searched))
-                scores, finished_scores, is_finished = scores[open_], finished_scores[open_], is_finished[open_]
-    return [cut(row) for row in result[:, :num_return_sequences].flatten(0, 1).tolist()]
+        settled = (self.ends >= 0).all(1)
+        if self.early_stopping is not True:
+            settled &= self.scores[:, 0] / (norm if self.horizon is None else self.horizon) <= self.finished[:, -1]
+        self.going &= ~settled
+        self.t += 1
+
+    def keep(self, rows):
+        super().keep(rows)
+        self.scores, self.finished, self.ends = self.scores[rows], self.finished[rows], self.ends[rows]
+
+    def read(self, n):
+        K, told = self.tokens.shape[1], self.told.tolist()
+
+        def path(i, end):
+            ids, (t, place) = [], divmod(end, 2 * K)
+            while t >= 0:
+                ids.append(told[t][i][place])
+                t, place = t - 1, told[t - 1][i][4 * K + told[t][i][2 * K + place]]
+            return cut(ids[::-1])
+
+        return {row: [path(i, end) for end in ends[:n]] for i, (row, ends) in enumerate(zip(self.rows.tolist(), self.ends.tolist(), strict=True))}
 
 # --- a trained model: network, vocabulary and format together ---------------------------------------------------------
 

@@ -141,6 +141,7 @@ def test_a_step_gives_the_logits_of_the_whole_pass(tied):
     K, written = 3, torch.zeros(len(source), 3, 1, dtype=torch.long)
     with torch.inference_mode():
         decoder = Decoder(net, source, mask, K, 6)
+        decoder.begin()
         for t in range(6):
             logits = net.unembed.product(decoder.step(written[:, :, -1]))
             whole = net(source.repeat_interleave(K, 0), written.flatten(0, 1), mask.repeat_interleave(K, 0))[:, -1]
