@@ -623,7 +623,7 @@ class LoRA:
     def pull(self):
         """The gradients of A and B from those of the sums."""
         for w, A, B in zip(self.weights, self.A, self.B, strict=True):
-            A.grad, B.grad, w.grad = self.scale * B.T @ w.grad, self.scale * w.grad @ A.T, None
+            A.grad, B.grad = self.scale * B.T @ w.grad, self.scale * w.grad @ A.T
 
     @torch.no_grad()
     def merge(self):

@@ -36,7 +36,7 @@ from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 import evaluate
-from apprentice import EOS, TASKS, Apprentice, LoRA, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
+from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
 from model import SIZES, SLOW_LINEAR, T5, T5Config, fetch, product, replace_file
 
@@ -250,6 +250,28 @@ def token_divergence(student_logits, teacher, kind="forward_kl", temperature=1.0
     t = teacher.log_probs if sparse else soften(teacher, temperature)
     return KINDS[kind](s, t, beta, skew) * temperature**2
 
+def token_losses(logits, taught, labels, label_smoothing, **how):
+    """logits (N, V), taught: each teacher's logits (N, V) or TopK, labels (N,), -100 = ignore -> (cross-entropy, *divergences) (1 + teachers, N)"""
+    ce = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
+    return torch.stack([ce, *(token_divergence(logits if isinstance(words, TopK) else logits[:, : words.shape[-1]], words, **how) for words in taught)])
+
+COMPILED = []  # token_losses, compiled or, where that can't be, as they are
+
+def fused(logits, taught, labels, label_smoothing, **how):
+    """`token_losses`; on a GPU and with a large vocabulary one kernel reads the logits where PyTorch takes a dozen, if torch.compile can work there."""
+    if not logits.is_cuda or logits.shape[1] < 2**13 or any(isinstance(words, TopK) for words in taught):
+        return token_losses(logits, taught, labels, label_smoothing, **how)
+    if not COMPILED:
+        COMPILED.append(torch.compile(token_losses))
+    for x in (logits, *taught, labels):
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    try:
+        return COMPILED[0](logits, taught, labels, label_smoothing, **how)
+    except Exception as e:  # no compiler, no Triton, …
+        print(f"the losses cannot be compiled, which makes them slow: {(str(e) or type(e).__name__).splitlines()[0]}")
+        COMPILED[0] = token_losses
+        return token_losses(logits, taught, labels, label_smoothing, **how)
+
 def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", temperature=1.0, **options):
     """How far a student is from its teacher. logits (..., V), the teacher's perhaps TopK; mask (...) bool -> scalar: summed over V,
     mean over the mask's True tokens, 0 where there are none. options: beta of jsd, skew of the skewed ones (the share mixed in)."""
@@ -265,13 +287,13 @@ class ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, losses, weights):
-        device, learn_head, chunk = hidden.device.type, ctx.needs_input_grad[1], math.ceil(CHUNK[hidden.is_cuda] / len(head))
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        device, learn_head, chunk = hidden.device, ctx.needs_input_grad[1], math.ceil(CHUNK[hidden.is_cuda] / len(head))
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
 
         def work(weights):
             h, w, sums = hidden.to(dtype), head.to(dtype), torch.zeros(len(weights), device=device, dtype=torch.promote_types(dtype, torch.float32))
-            grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head) if learn_head else None
-            with torch.no_grad(), torch.autocast(device, enabled=False):
+            grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros(head.shape, device=device, dtype=sums.dtype) if learn_head else None
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 for rows in (slice(start, start + chunk) for start in range(0, len(h), chunk)):
                     logits = product(h[rows], w).requires_grad_()
                     with torch.enable_grad():
@@ -279,13 +301,13 @@ class ChunkedHead(torch.autograd.Function):
                     (grad,) = torch.autograd.grad(found, logits, weights.to(found.dtype))
                     sums += found.detach()
                     grad_hidden[rows] = product(grad, w.t())
-                    if learn_head and dtype == head.dtype and not SLOW_LINEAR:
+                    if learn_head and dtype == grad_head.dtype and not SLOW_LINEAR:
                         grad_head.addmm_(grad.t(), h[rows])
                     elif learn_head:
-                        grad_head += product(grad.t(), h[rows].t())  # summed in the head's own float32
-            return sums, grad_hidden, grad_head
+                        grad_head += product(grad.t(), h[rows].t())
+            return sums, grad_hidden, grad_head.to(head.dtype) if learn_head else None
 
-        ctx.work, ctx.weights = work, torch.tensor(weights, device=hidden.device)
+        ctx.work, ctx.weights = work, torch.stack([torch.full((), weight, device=device) for weight in weights])
         sums, *ctx.grads = work(ctx.weights)
         return sums
 
@@ -293,9 +315,10 @@ class ChunkedHead(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         scale = grad[0] / ctx.weights[0]
-        if not torch.allclose(scale * ctx.weights, grad.float(), rtol=1e-6, atol=0):
+        if len(grad) > 1 and not torch.allclose(scale * ctx.weights, grad.float(), rtol=1e-6, atol=0):
             return *ctx.work(grad)[1:], None, None
-        return *(g if g is None or scale == 1 else g * scale for g in ctx.grads), None, None
+        same = grad.is_cpu and scale == 1  # a GPU is not asked: it would be waited for
+        return *(g if g is None or same else g * scale for g in ctx.grads), None, None
 
 def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teacher_head, labels, kind="forward_kl", temperature=1.0,
                              label_smoothing=0.0, weights=(1.0, 1.0), **options):  # fmt: skip
@@ -307,9 +330,8 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
     count, words = max(len(labels), 1), min(len(student_head), len(teacher_head))
 
     def losses(logits, rows):
-        ce = F.cross_entropy(logits.float(), labels[rows], reduction="sum", label_smoothing=label_smoothing)
         taught = product(teacher[rows], teacher_head[:words].detach())
-        return ce / count, token_divergence(logits[:, :words], taught, kind, temperature, **options).sum() / count
+        return list(fused(logits, [taught], labels[rows], label_smoothing, kind=kind, temperature=temperature, **options).sum(1) / count)
 
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
 
@@ -326,17 +348,17 @@ def block_states(model, wanted=True):
             hook.remove()
 
 class LiveTeacher:
-    """A T5 that is asked. Called with a batch and its valid tokens (B, T), it returns words(rows) -> logits of these of the N tokens, and
-    keeps its hidden states where they are learnt from."""
+    """A T5 that is asked. Called with a batch and a function that picks N tokens of (B, T), it returns words(rows) -> logits of these of the N,
+    and keeps its hidden states where they are learnt from."""
 
     def __init__(self, model, config, vocab_size):
         self.model = model.to(config.torch_device, torch.bfloat16 if config.bf16 else None).eval().requires_grad_(False)
         self.head, self.watched = self.model.head[:vocab_size], config.uses("hidden_weight")
 
     @torch.inference_mode()
-    def __call__(self, batch, valid):
+    def __call__(self, batch, pick):
         with block_states(self.model, self.watched) as self.states:
-            hidden = self.model.decode(T5.shift_right(batch.labels), self.model.encode(batch.source, batch.source_mask), batch.source_mask)[valid]
+            hidden = pick(self.model.decode(T5.shift_right(batch.labels), self.model.encode(batch.source, batch.source_mask), batch.source_mask))
         return torch.no_grad()(lambda rows: product(hidden[rows], self.head))  # (N, d) is kept, (N, V) never made
 
 class CachedTeacher:
@@ -361,11 +383,11 @@ class CachedTeacher:
         replace_file(known, json.dumps(about, indent=1).encode())
         self.table = np.memmap(file, np.uint16, "r+" if file.is_file() else "w+", shape=(sum(lengths.values()), 2 * self.k + 1))
 
-    def __call__(self, batch, valid):
-        lengths = valid.sum(1).tolist()
+    def __call__(self, batch, pick):
+        lengths = (batch.labels != -100).sum(1).tolist()
         lines = np.concatenate([self.place[key] + np.arange(n) for key, n in zip(batch.ids, lengths, strict=True)])
         if (self.table[lines, -1] == self.table[lines, -2]).any():  # two ids of a token differ, but where both are 0
-            words = self.live()(batch, valid)
+            words = self.live()(batch, pick)
             for start in range(0, len(lines), 512):
                 rows = slice(start, start + 512)
                 kept = top_k(words(rows), self.k, self.temperature)
@@ -401,6 +423,14 @@ class Trainer:
         self.moving = [*self.learning, *self.projections.parameters()]
         groups = [{"params": [p for p in self.moving if (p.dim() > 1) == matrix], "weight_decay": c.weight_decay * matrix} for matrix in (True, False)]
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99), fused=True)
+        names = [f"kd {name}" for name in self.names if len(self.teachers) > 1 and self.asks]
+        self.sums = dict.fromkeys(["loss", "label", "rationale", "kd", *(["hidden"] if c.uses("hidden_weight") else []), *names], 0.0)
+        self.graded = [p for p in (*student.parameters(), *self.projections.parameters()) if p.requires_grad]
+        # A GPU records a step for each shape and replays it; gradients and sums then stay in one place. Not where a teacher is read from the disk.
+        self.records = {} if self.device.startswith("cuda") and all(isinstance(t, LiveTeacher) for t in self.teachers) else None
+        self.told = torch.zeros(len(self.sums), device=self.device)
+        for p in self.graded if self.records is not None else ():
+            p.grad = torch.zeros_like(p)
 
     def step(self, micro_batches):
         """One update from the micro-batches of a window -> {"loss", its parts, "grad_norm", "lr", "tokens"}.
@@ -410,70 +440,93 @@ class Trainer:
         c = self.config
         own = c.on_policy > 0 and torch.rand(()).item() < c.on_policy
         batches = [self.own_words(b.to(self.device)) if own else b.to(self.device) for b in micro_batches]
-        valid = [b.labels != -100 for b in batches]  # (B, T); what is told of the N valid tokens of a batch is (N,)
-        is_label = [(torch.ones_like(v) if b.label_tokens is None else b.label_tokens)[v] for b, v in zip(batches, valid, strict=True)]
-        counts = [(v * (1.0 if b.weights is None else b.weights[:, None]))[v] for b, v in zip(batches, valid, strict=True)]
+        counts = [(b.labels != -100) * (1.0 if b.weights is None else b.weights[:, None]) for b in batches]  # (B, T); 0 for padding
+        is_label = [torch.ones_like(b.labels, dtype=torch.bool) if b.label_tokens is None else b.label_tokens for b in batches]
         totals = [sum((n * (x == part)).sum() for n, x in zip(counts, is_label, strict=True)) for part in (False, True)]  # of reasons, of labels
-        shares = [n / torch.where(x, totals[1], totals[0]) for n, x in zip(counts, is_label, strict=True)]  # of a token in its part's mean
-        parts = max(sum(int(total > 0) for total in totals), 1)
-        self.weights, self.sources = c.weights(self.steps / max(c.max_steps - 1, 1)), sum(b.source_mask.sum() for b in batches)
+        parts, sources = sum(total > 0 for total in totals).clamp(min=1), sum(b.source_mask.sum() for b in batches)
+        shares = [n / torch.where(x, totals[1], totals[0]).clamp(min=1e-9) for n, x in zip(counts, is_label, strict=True)]  # of a token in its part's mean
+        weights = [x * (not own or name not in ("label_weight", "rationale_weight")) for name, x in c.weights(self.steps / max(c.max_steps - 1, 1)).items()]
+        now = torch.stack([torch.full((), float(x), device=self.device) for x in (*weights, parts, sources)])
         lr = c.lr * min((self.steps + 1) / max(c.warmup_steps, 1), max(c.max_steps - self.steps, 1) / max(c.max_steps - c.warmup_steps, 1), 1.0)
         self.optimizer.param_groups[0]["lr"] = self.optimizer.param_groups[1]["lr"] = lr
-        told = [self.backward(*each, parts, own) for each in zip(batches, valid, is_label, shares, strict=True)]
+        self.told.zero_()
+        for batch, x, share in zip(batches, is_label, shares, strict=True):
+            self.backward(batch, x, share, now) if self.records is None else self.replay(batch, x, share, now)
         if self.lora:
             self.lora.pull()
         norm = torch.nn.utils.clip_grad_norm_(self.moving, c.grad_clip)
-        if not torch.isfinite(norm):
+        *told, grad_norm, tokens = torch.stack([*self.told, norm, sources + sum((b.labels != -100).sum() for b in batches)]).tolist()
+        if not math.isfinite(grad_norm):
             raise DataError(f"step {self.steps + 1}: the gradient is not finite; try a lower lr than {c.lr}")
         self.optimizer.step()
         torch.autograd.graph.increment_version(self.learning)  # the fused step does not tell: copies packed for generation would stay as they were
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.records is None:
+            for p in (*self.graded, *self.moving):
+                p.grad = None
+        else:
+            torch._foreach_zero_([p.grad for p in self.graded])
         if self.lora:
             self.lora.merge()
         self.steps += 1
-        sums = dict(zip(told[0], sum(torch.stack(list(t.values())) for t in told).tolist(), strict=True))
-        return sums | {"grad_norm": norm.item(), "lr": lr, "tokens": sum(int(b.source_mask.sum()) + len(x) for b, x in zip(batches, is_label, strict=True))}
+        return dict(zip(self.sums, told, strict=True)) | {"grad_norm": grad_norm, "lr": lr, "tokens": int(tokens)}
 
-    def backward(self, batch, valid, is_label, share, parts, own):
-        """Gradients of one micro-batch -> {"loss" and its parts: scalar}. valid (B, T) bool; is_label, share (N,): of each valid token,
-        whether it belongs to the label and how much it counts in the mean of its part; parts: how many of the two there are."""
-        c, w, target, y = self.config, self.weights, T5.shift_right(batch.labels), batch.labels[valid]
-        weight = share * torch.where(is_label, w["label_weight"], w["rationale_weight"]) * (not own)
+    def replay(self, batch, is_label, share, now):
+        """`backward` on a GPU, as it was recorded for batches of that shape; those in between are padded."""
+        (B, S), T = batch.source.shape, batch.labels.shape[1]
+        given = [(batch.source, 0), (batch.source_mask, False), (batch.labels, -100), (is_label, False), (share, 0.0)]
+        given = [F.pad(x, (0, -x.shape[1] % 16), value=value) for x, value in given] + [now]
+        shape = B, S + -S % 16, T + -T % 16
+        if shape not in self.records:
+            places = [x.clone() for x in given]
+            self.records[shape] = places, Recorded(functools.partial(self.backward, Batch(*places[:3]), *places[3:]))
+        places, work = self.records[shape]
+        for place, x in zip(places, given, strict=True):
+            place.copy_(x)
+        work()
+
+    def pick(self, x, mask):
+        """x (B, T, ...), mask (B, T) -> (N, ...), the N tokens where the mask is True; where steps are recorded all, so that shapes stay the same"""
+        return x[mask] if self.records is None else x.flatten(0, 1)
+
+    def backward(self, batch, is_label, share, now):
+        """Gradients of one micro-batch; what it tells is added to self.told. is_label, share (B, T): of each token, whether it belongs to the label
+        and how much it counts in the mean of its part, padding 0. now: this update's four weights, how many parts there are, tokens of its sources."""
+        c, valid, target = self.config, batch.labels != -100, T5.shift_right(batch.labels)
+        pick, (label_weight, rationale_weight, kd_weight, hidden_weight, parts, sources) = functools.partial(self.pick, mask=valid), now
+        y, is_label, share = pick(batch.labels), pick(is_label), pick(share)  # (N,)
+        weight = share * torch.where(is_label, label_weight, rationale_weight)
         with self.autocast, block_states(self.student, c.uses("hidden_weight")) as states:
-            hidden = self.student.decode(target, self.student.encode(batch.source, batch.source_mask), batch.source_mask)[valid]  # (N, d)
-        taught = [teacher(batch, valid) for teacher in self.teachers] if self.asks else []
+            hidden = pick(self.student.decode(target, self.student.encode(batch.source, batch.source_mask), batch.source_mask))  # (N, d)
+        taught = [teacher(batch, pick) for teacher in self.teachers] if self.asks else []
         trust = self.trust(taught, y, valid) * share / parts  # (teachers, N): added up over all tokens 1
         told = torch.zeros(1 + len(taught), len(y), device=self.device)  # cross-entropy, divergence from each teacher
+        how = {"kind": c.kd_loss, "temperature": c.temperature, "beta": c.kd_beta, "skew": c.kd_skew}
 
         def losses(logits, rows):
-            told[0, rows] = (ce := F.cross_entropy(logits.float(), y[rows], reduction="none", label_smoothing=c.label_smoothing)).detach()
-            total = (ce * weight[rows]).sum()
-            for i, words in enumerate(taught if w["kd_weight"] else ()):
-                kd = token_divergence(logits, words(rows), c.kd_loss, c.temperature, c.kd_beta, c.kd_skew)
-                told[1 + i, rows] = kd.detach()
-                total = total + w["kd_weight"] * (kd * trust[i, rows]).sum()
-            return [total]
+            found = fused(logits, [words(rows) for words in taught if c.uses("kd_weight")], y[rows], c.label_smoothing, **how)  # (1 + teachers, rows)
+            told[: len(found), rows] = found.detach()
+            return [(found[0] * weight[rows]).sum() + kd_weight * (found[1:] * trust[: len(found) - 1, rows]).sum()]
 
         with self.autocast:
             loss = ChunkedHead.apply(hidden, self.student.head[: self.vocab_size], losses, (1.0,)).sum()
-        apart = self.hidden_distance(states, batch.source_mask, valid, share / parts) if states["encoder"] else loss.new_zeros(())
-        loss = loss + w["hidden_weight"] * apart
+        apart = self.hidden_distance(states, batch.source_mask, valid, share / parts, sources) if states["encoder"] else loss.new_zeros(())
+        loss = loss + hidden_weight * apart
         loss.backward()
         ce, kd = told[0] * share, told[1:]
-        found = {"loss": loss.detach(), "label": ce[is_label].sum(), "rationale": ce[~is_label].sum(), "kd": (kd * trust[: len(kd)]).sum()}
-        found |= {"hidden": apart.detach()} if states["encoder"] else {}
-        return found | {f"kd {name}": (one * share).sum() / parts for name, one in zip(self.names, kd, strict=False) if len(kd) > 1}
+        found = [loss.detach(), (ce * is_label).sum(), (ce * ~is_label).sum(), (kd * trust[: len(kd)]).sum()]
+        found += [apart.detach()] * ("hidden" in self.sums) + [(one * share).sum() / parts for one in kd if len(kd) > 1]
+        self.told += torch.stack(found)
 
-    def hidden_distance(self, states, source_mask, valid, share):
+    def hidden_distance(self, states, source_mask, valid, share, sources):
         """How far the student's hidden states are from its teachers', layer by layer -> scalar, the mean over layers and the window's tokens
         (Jiao et al. 2020, TinyBERT, arXiv 1909.10351, equation 8): the squared difference of states, the student's through a learnt matrix
         where widths differ. Its layer m of M learns from layer m N / M of N. T5 norms states only where they are read: here both sides are."""
         total, trust = 0.0, self.teacher_weights / self.teacher_weights.sum()
         for teacher, much, projection in zip(self.teachers, trust, self.projections, strict=True):
-            for stack, mask, weight in (("encoder", source_mask, 1 / self.sources), ("decoder", valid, share)):
+            for stack, mask, weight in (("encoder", source_mask, self.pick(source_mask, source_mask) / sources), ("decoder", valid, share)):
                 mine, theirs = states[stack], teacher.states[stack]
                 for m, state in enumerate(mine, 1):
-                    sides = projection(state[mask].float()), theirs[round(m * len(theirs) / len(mine)) - 1][mask].float()
+                    sides = projection(self.pick(state, mask).float()), self.pick(theirs[round(m * len(theirs) / len(mine)) - 1], mask).float()
                     a, b = (F.rms_norm(x, x.shape[-1:]) for x in sides)
                     total = total + much * ((a - b).square().mean(-1) * weight).sum() / len(mine) / 2
         return total
@@ -483,7 +536,8 @@ class Trainer:
         the teacher gives to the example's own words (for two the rule of Zhang et al. 2022, CA-MKD, arXiv 2201.00007, equation 4)."""
         weights = self.teacher_weights.log()[:, None].expand(-1, len(y))
         if self.config.teacher_mix == "confidence" and taught:
-            row, sums = valid.nonzero()[:, 0], torch.zeros(len(taught), len(valid), device=self.device)
+            row = self.pick(torch.arange(len(valid), device=self.device)[:, None].expand_as(valid), valid)
+            sums = torch.zeros(len(taught), len(valid), device=self.device)
             for rows in torch.arange(len(y), device=self.device).split(512):
                 found = [-F.cross_entropy(words(rows).float(), y[rows], reduction="none") for words in taught]
                 sums.index_add_(1, row[rows], torch.stack(found))
@@ -492,8 +546,7 @@ class Trainer:
 
     def own_words(self, batch):
         """The batch with targets that the student draws itself (Agarwal et al. 2024, GKD, arXiv 2306.13649), every token of one part."""
-        with self.autocast:
-            written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=max(1, self.config.max_target - 1), do_sample=True)
+        written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=max(1, self.config.max_target - 1), do_sample=True)
         rows = [([0], [*(i for i in ids if i < self.vocab_size), EOS], [True]) for ids in written]  # FLAN-T5's head has more rows than there are words
         return Batch(batch.source, batch.source_mask, collate(rows).labels.to(self.device))
 
