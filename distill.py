@@ -240,37 +240,45 @@ KINDS = {  # of log-probabilities s (student), t (teacher) (..., V) -> (...)
     "soft_ce": lambda s, t, beta, skew: -(t.exp() * s).sum(-1),  # forward KL + the teacher's entropy: its gradients, never 0
 }
 
-def token_divergence(student_logits, teacher, kind="forward_kl", temperature=1.0, beta=0.5, skew=0.1):
-    """Divergence of a student from its teacher at each token, (..., V) -> (...). teacher: logits (..., V), or TopK, against which the
-    student's other words fall into one bucket too. Times temperature^2, which keeps the gradients' size (Hinton, section 2)."""
+def token_divergence(student_logits, teacher, kind="forward_kl", temperature=1.0, beta=0.5, skew=0.1, known=None):
+    """Divergence of a student from its teacher at each token, (..., V) -> (...). teacher: logits (..., up to V), or TopK, against which the
+    student's other words fall into one bucket too. Times temperature^2, which keeps the gradients' size (Hinton, section 2).
+    known: soften(student_logits), where that is there already."""
     if kind not in KINDS or not 0 <= beta <= 1 or not 0 < skew < 1:
         raise ValueError(f"kind is {kind!r}, of {', '.join(KINDS)}; beta is {beta}, from 0 to 1; skew is {skew}, between 0 and 1")
-    sparse = isinstance(teacher, TopK)
-    s = top_k(student_logits, None, temperature, teacher.ids).log_probs if sparse else soften(student_logits, temperature)
-    t = teacher.log_probs if sparse else soften(teacher, temperature)
+    if isinstance(teacher, TopK):
+        s, t = top_k(student_logits, None, temperature, teacher.ids).log_probs, teacher.log_probs
+    else:
+        same = known is not None and temperature == 1 and teacher.shape == known.shape
+        s, t = known if same else soften(student_logits[..., : teacher.shape[-1]], temperature), soften(teacher, temperature)
     return KINDS[kind](s, t, beta, skew) * temperature**2
 
-def token_losses(logits, taught, labels, label_smoothing, **how):
-    """logits (N, V), taught: each teacher's logits (N, V) or TopK, labels (N,), -100 = ignore -> (cross-entropy, *divergences) (1 + teachers, N)"""
-    ce = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=label_smoothing)
-    return torch.stack([ce, *(token_divergence(logits if isinstance(words, TopK) else logits[:, : words.shape[-1]], words, **how) for words in taught)])
+def token_losses(logits, taught, labels, vocab_size, label_smoothing=0.0, **how):
+    """logits (N, V), taught: each teacher's logits (N, V) or TopK, labels (N,), -100 = ignore -> (cross-entropy, *divergences) (1 + teachers, N);
+    what is behind vocab_size is padding, and no word."""
+    logits = logits[:, :vocab_size]
+    log_probs = soften(logits)
+    ce = F.nll_loss(log_probs, labels, reduction="none")
+    if label_smoothing:
+        ce = (1 - label_smoothing) * ce - label_smoothing * log_probs.mean(-1) * (labels != -100)
+    return torch.stack([ce, *(token_divergence(logits, words, known=log_probs, **how) for words in taught)])
 
 COMPILED = []  # token_losses, compiled or, where that can't be, as they are
 
-def fused(logits, taught, labels, label_smoothing, **how):
+def fused(logits, taught, labels, *about, **how):
     """`token_losses`; on a GPU and with a large vocabulary one kernel reads the logits where PyTorch takes a dozen, if torch.compile can work there."""
     if not logits.is_cuda or logits.shape[1] < 2**13 or any(isinstance(words, TopK) for words in taught):
-        return token_losses(logits, taught, labels, label_smoothing, **how)
+        return token_losses(logits, taught, labels, *about, **how)
     if not COMPILED:
         COMPILED.append(torch.compile(token_losses))
     for x in (logits, *taught, labels):
         torch._dynamo.maybe_mark_dynamic(x, 0)
     try:
-        return COMPILED[0](logits, taught, labels, label_smoothing, **how)
+        return COMPILED[0](logits, taught, labels, *about, **how)
     except Exception as e:  # no compiler, no Triton, …
         print(f"the losses cannot be compiled, which makes them slow: {(str(e) or type(e).__name__).splitlines()[0]}")
         COMPILED[0] = token_losses
-        return token_losses(logits, taught, labels, label_smoothing, **how)
+        return token_losses(logits, taught, labels, *about, **how)
 
 def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", temperature=1.0, **options):
     """How far a student is from its teacher. logits (..., V), the teacher's perhaps TopK; mask (...) bool -> scalar: summed over V,
@@ -278,7 +286,7 @@ def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", t
     teacher = TopK(*(x[mask] for x in teacher_logits)) if isinstance(teacher_logits, TopK) else teacher_logits[mask]
     return token_divergence(student_logits[mask], teacher, kind, temperature, **options).sum() / mask.sum().clamp(min=1)
 
-CHUNK = 2**22, 2**25  # logits that are held at once on a CPU, on a GPU: 16 MB, 128 MB
+CHUNK = 2**22, 2**27  # logits that are held at once on a CPU, on a GPU: 16 MB, 256 MB
 
 class ChunkedHead(torch.autograd.Function):
     """Losses over the logits F.linear(hidden, head), which are never held: with 32,128 words they outweigh all else in training. A chunk of
@@ -287,14 +295,15 @@ class ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, losses, weights):
-        device, learn_head, chunk = hidden.device, ctx.needs_input_grad[1], math.ceil(CHUNK[hidden.is_cuda] / len(head))
+        device, learn_head, N = hidden.device, ctx.needs_input_grad[1], len(hidden)
+        chunk = math.ceil(N / max(math.ceil(N * len(head) / CHUNK[hidden.is_cuda]), 1 + hidden.is_cuda)) or 1  # all of one size
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else hidden.dtype
 
         def work(weights):
             h, w, sums = hidden.to(dtype), head.to(dtype), torch.zeros(len(weights), device=device, dtype=torch.promote_types(dtype, torch.float32))
             grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros(head.shape, device=device, dtype=sums.dtype) if learn_head else None
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                for rows in (slice(start, start + chunk) for start in range(0, len(h), chunk)):
+                for rows in (slice(start, start + chunk) for start in range(0, N, chunk)):
                     logits = product(h[rows], w).requires_grad_()
                     with torch.enable_grad():
                         found = torch.stack(losses(logits, rows))
@@ -331,7 +340,7 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
 
     def losses(logits, rows):
         taught = product(teacher[rows], teacher_head[:words].detach())
-        return list(fused(logits, [taught], labels[rows], label_smoothing, kind=kind, temperature=temperature, **options).sum(1) / count)
+        return list(fused(logits, [taught], labels[rows], len(student_head), label_smoothing, kind=kind, temperature=temperature, **options).sum(1) / count)
 
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
 
@@ -347,19 +356,23 @@ def block_states(model, wanted=True):
         for hook in hooks:
             hook.remove()
 
+def cut_head(model, vocab_size):
+    """The head's rows for the words; on a GPU all, whose products are quicker with rows by the dozen than with 32,100."""
+    return model.head if model.head.is_cuda else model.head[:vocab_size]
+
 class LiveTeacher:
     """A T5 that is asked. Called with a batch and a function that picks N tokens of (B, T), it returns words(rows) -> logits of these of the N,
     and keeps its hidden states where they are learnt from."""
 
     def __init__(self, model, config, vocab_size):
         self.model = model.to(config.torch_device, torch.bfloat16 if config.bf16 else None).eval().requires_grad_(False)
-        self.head, self.watched = self.model.head[:vocab_size], config.uses("hidden_weight")
+        self.head, self.vocab_size, self.watched = cut_head(self.model, vocab_size), vocab_size, config.uses("hidden_weight")
 
     @torch.inference_mode()
     def __call__(self, batch, pick):
         with block_states(self.model, self.watched) as self.states:
             hidden = pick(self.model.decode(T5.shift_right(batch.labels), self.model.encode(batch.source, batch.source_mask), batch.source_mask))
-        return torch.no_grad()(lambda rows: product(hidden[rows], self.head))  # (N, d) is kept, (N, V) never made
+        return torch.no_grad()(lambda rows: product(hidden[rows], self.head)[:, : self.vocab_size])  # (N, d) is kept, (N, V) never made
 
 class CachedTeacher:
     """A teacher whose k likeliest words at each target token are kept on disk: asked when a training row first comes by, never again. The file
@@ -503,12 +516,12 @@ class Trainer:
         how = {"kind": c.kd_loss, "temperature": c.temperature, "beta": c.kd_beta, "skew": c.kd_skew}
 
         def losses(logits, rows):
-            found = fused(logits, [words(rows) for words in taught if c.uses("kd_weight")], y[rows], c.label_smoothing, **how)  # (1 + teachers, rows)
+            found = fused(logits, [words(rows) for words in taught if c.uses("kd_weight")], y[rows], self.vocab_size, c.label_smoothing, **how)  # (1 + teachers, rows)
             told[: len(found), rows] = found.detach()
             return [(found[0] * weight[rows]).sum() + kd_weight * (found[1:] * trust[: len(found) - 1, rows]).sum()]
 
         with self.autocast:
-            loss = ChunkedHead.apply(hidden, self.student.head[: self.vocab_size], losses, (1.0,)).sum()
+            loss = ChunkedHead.apply(hidden, cut_head(self.student, self.vocab_size), losses, (1.0,)).sum()
         apart = self.hidden_distance(states, batch.source_mask, valid, share / parts, sources) if states["encoder"] else loss.new_zeros(())
         loss = loss + hidden_weight * apart
         loss.backward()

@@ -125,12 +125,14 @@ def test_a_smaller_budget_changes_no_answer_and_no_order(run, monkeypatch, beams
 
 @pytest.mark.parametrize("words, n", [(128 * 80, 8), (128 * 80, 1), (1000, 8), (40, 1)])
 def test_the_likeliest_by_blocks_are_those_of_a_full_sort(words, n):
-    logits = torch.randn(3, 2, words, generator=torch.Generator().manual_seed(0))
-    values, ids = likeliest(logits, n)
-    ranked, order = logits.sort(-1, descending=True)
-    assert torch.equal(values, ranked[..., :n]) and torch.equal(ids, order[..., :n])
+    random = torch.Generator().manual_seed(0)
+    logits, plus = torch.randn(3, 2, words, generator=random), torch.randn(3, 2, 1, generator=random)
+    for given, whole in ((None, logits), (plus, logits + plus)):
+        values, places = likeliest(logits, n, given)
+        ranked, order = whole.flatten(1).sort(-1, descending=True)
+        assert torch.equal(values, ranked[:, :n]) and torch.equal(places, order[:, :n])
     logits[0, 0, words - 7] = logits[0, 0, 5] = 99.0
-    assert likeliest(logits, 1)[1][0, 0].item() == 5  # the first of equals, as argmax
+    assert likeliest(logits, 1)[1][0].item() == 5  # the first of equals, as argmax
 
 
 @pytest.mark.parametrize("tied", [False, True])
