@@ -45,6 +45,7 @@ EOS = 1
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
+TILE = 16, 16  # rows and columns of a product that one program of a GPU makes
 RECORDINGS = 8  # shapes of a batch for which a GPU keeps what was recorded
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
 # The formats that a run of this name learns and asks, one after the other; any other name is its own format.
@@ -212,9 +213,9 @@ except ImportError:  # PyTorch for a CPU
     triton = None
 else:
 
-    @triton.jit
-    def linear_kernel(x_at, weight_at, norm_at, y_at, R, eps, N: tl.constexpr, M: tl.constexpr, ACT: tl.constexpr, NORM: tl.constexpr,
-                      ONTO: tl.constexpr, ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr):  # fmt: skip
+    @triton.jit(do_not_specialize=["R"])
+    def linear_kernel(x_at, weight_at, norm_at, y_at, R, N, M, eps, ACT: tl.constexpr, NORM: tl.constexpr, ONTO: tl.constexpr,
+                      ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr):  # fmt: skip
         """`plain_linear`, ROWS rows and OUT columns of it a program: so little is computed that norming the rows anew in each one costs nothing."""
         row, out, col = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * OUT + tl.arange(0, OUT), tl.arange(0, IN)
         x_at += row[:, None] * N
@@ -244,7 +245,7 @@ else:
             y += tl.load(y_at, inside, 0.0).to(tl.float32)
         tl.store(y_at, y.to(y_at.dtype.element_ty), inside)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["slots", "steps"])
     def attention_kernel(q_at, kv_at, y_at, bias_at, seen_at, filled_at, slots, steps, H: tl.constexpr, D: tl.constexpr, K: tl.constexpr,
                          SELF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
         """`plain_attention`, a head of a source a program; softmax as it goes (Milakov & Gimelshein 2018, arXiv 1805.02867)."""
@@ -282,17 +283,16 @@ else:
 def fused_linear(x, weight, norm=None, eps=0.0, act="", onto=None):
     """As `plain_linear`, in one kernel."""
     (R, N), M = x.shape, len(weight) // (2 if act == "geglu" else 1)
-    y, rows, out = x.new_empty(R, M) if onto is None else onto, 16 if R <= 16 else 32 if R <= 32 else 64, 16
-    linear_kernel[triton.cdiv(M, out), triton.cdiv(R, rows)](x, weight, norm, y, R, eps, N, M, act, norm is not None, onto is not None, rows, out,
-                                                             min(8192 // rows, triton.next_power_of_2(N)))  # fmt: skip
+    y, (rows, out) = x.new_empty(R, M) if onto is None else onto, TILE
+    linear_kernel[triton.cdiv(M, out), triton.cdiv(R, rows)](x, weight, norm, y, R, N, M, eps, act, norm is not None, onto is not None, rows, out, 8192 // rows)
     return y
 
 def fused_attention(q, kv, heads, K, bias=None, seen=None, filled=None):
     """As `plain_attention`, in one kernel."""
     (H, k), (B, slots) = heads, kv.shape[:2]
-    y = q.new_empty(B * K, H * k)
+    y, (block, warps) = q.new_empty(B * K, H * k), (64, 4) if B * H < 256 else (16, 1)
     attention_kernel[B, H](q, kv, y, bias, seen.view(torch.uint8), filled, slots, 0 if bias is None else bias.shape[1], H, k, K, filled is not None,
-                           max(16, triton.next_power_of_2(K)), 64)  # fmt: skip
+                           max(16, triton.next_power_of_2(K)), block, num_warps=warps)  # fmt: skip
     return y
 
 class Recorded:

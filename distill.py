@@ -314,6 +314,7 @@ class ChunkedHead(torch.autograd.Function):
                         grad_head.addmm_(grad.t(), h[rows])
                     elif learn_head:
                         grad_head += product(grad.t(), h[rows].t())
+                    del logits, found, grad  # or they would live on beside the next chunk's
             return sums, grad_hidden, grad_head.to(head.dtype) if learn_head else None
 
         ctx.work, ctx.weights = work, torch.stack([torch.full((), weight, device=device) for weight in weights])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from golden.model_make import SEARCHES, inputs, weights_of
 
-from apprentice import Apprentice, Decoder, generate, likeliest
+import apprentice
+from apprentice import Apprentice, Decoder, Recorded, StaticDecoder, generate, likeliest
 from data import Tokenizer, train_vocabulary
 from model import SIZES, T5, T5Config, hugging_face_names, load_weights, write_safetensors
 
@@ -168,6 +169,104 @@ def test_greedy_with_a_sifted_head_writes_the_same_words(monkeypatch):
     assert seen and min(map(len, rows)) == 3 and max(map(len, rows)) > 3, rows
     monkeypatch.setattr("apprentice.FEW", 0)
     assert generate(net, source, max_new_tokens=12, min_new_tokens=3) == rows
+
+
+# --- on a GPU, and what is done there on a CPU ---
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+WAYS = [dict(), dict(min_new_tokens=5), dict(num_beams=2), dict(num_beams=4, early_stopping="never", length_penalty=0.6),
+        dict(num_beams=4, early_stopping=True, num_return_sequences=3)]  # fmt: skip
+
+
+def spread():
+    """Sources of many lengths, and a network whose sequences end at different steps."""
+    torch.manual_seed(0)
+    net = T5(T5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu",
+                      tie_word_embeddings=False)).eval()  # fmt: skip
+    net.lm_head.weight.data[1] *= 3
+    source = torch.randint(2, 300, (5, 21))
+    mask = torch.arange(21) < torch.tensor([21, 3, 9, 1, 14])[:, None]
+    return net, source * mask, mask
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_searches_in_place_write_what_growing_ones_write(way, monkeypatch):
+    """The decoder of a GPU, padded to its shapes and used again for other sources, on a CPU and without a recording."""
+    net, source, mask = spread()
+    monkeypatch.setattr("apprentice.Recorded", lambda function, generator=None: function)
+    K, steps = way.get("num_beams", 1), 12
+    for rows in ([0, 1, 2, 3, 4], [3, 1]):
+        want = generate(net, source[rows], mask[rows], max_new_tokens=steps, **way)
+        how = (apprentice.BeamSearch, K, steps, way.get("length_penalty", 1.0), way["early_stopping"] if K > 2 else False) if K > 1 else (apprentice.Greedy, 1, steps, None)
+        with torch.inference_mode():
+            search = apprentice.static_search(net, 5, 21, *how)
+            search.decoder.load(source[rows], mask[rows])
+            written = search.write(way.get("min_new_tokens", 0), way.get("num_return_sequences", 1))
+        assert [ids for row in range(len(rows)) for ids in written[row]] == want
+    assert len(net.recordings) == 1 and len({len(ids) for ids in want}) > 1 - (len(want) == 2)
+
+
+@GPU
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_gpu_a_step_gives_the_logits_of_the_whole_pass(dtype, fused):
+    net, source, mask = spread()
+    net, source, mask, K = net.to("cuda", getattr(torch, dtype)), source.cuda(), mask.cuda(), 3
+    close = dict(rtol=1e-4, atol=1e-4) if dtype == "float32" else dict(rtol=0.1, atol=0.15)
+    with torch.inference_mode():
+        decoder = StaticDecoder(net, 8, 32, K, 6)
+        assert decoder.linear is apprentice.fused_linear or not apprentice.triton
+        if not fused:
+            decoder.linear, decoder.attend = apprentice.plain_linear, apprentice.plain_attention
+        decoder.load(source, mask)
+        decoder.begin()
+        written = torch.zeros(5, K, 1, dtype=torch.long, device="cuda")
+        for _ in range(6):
+            logits = net.unembed.product(decoder.step(written[[0, 1, 2, 3, 4, 4, 4, 4], :, -1])[:5])
+            whole = net(source.repeat_interleave(K, 0), written.flatten(0, 1), mask.repeat_interleave(K, 0))[:, -1]
+            torch.testing.assert_close(logits.flatten(0, 1), whole, **close)
+            parents = torch.randint(K, (5, K), device="cuda")
+            decoder.follow(parents[[0, 1, 2, 3, 4, 4, 4, 4]])
+            written = torch.cat([written.take_along_dim(parents[..., None], 1), torch.randint(2, 300, (5, K, 1), device="cuda")], 2)
+
+
+@GPU
+@pytest.mark.parametrize("way", WAYS)
+def test_gpu_replays_write_what_is_written_without(way, monkeypatch):
+    net, source, mask = spread()
+    cpu = generate(net, source, mask, max_new_tokens=20, **way)
+    net, source, mask = net.cuda(), source.cuda(), mask.cuda()
+    replays = [generate(net, source, mask, max_new_tokens=20, **way) for _ in range(4)]
+    assert replays == [cpu] * 4
+    (search,) = net.recordings.values()
+    assert all(callable(graph) for graph in search.advance.graphs.values()) and "replay" in repr(search.begin.graphs[()])
+    alone = [generate(net, source[i : i + 1, : int(mask[i].sum())], max_new_tokens=20, **way) for i in range(5)]
+    assert [ids for rows in alone for ids in rows] == cpu
+    with torch.no_grad():
+        net.lm_head.weight[7] = net.lm_head.weight[1]  # weights that change in place are seen
+    assert generate(net, source, mask, max_new_tokens=20, **way) == generate(net.cpu(), source.cpu(), mask.cpu(), max_new_tokens=20, **way) != cpu
+
+
+@GPU
+def test_gpu_draws_hang_on_the_generator_alone():
+    net, source, mask = spread()
+    net, random = net.cuda(), torch.Generator("cuda")
+    rows = [generate(net, source.cuda(), mask.cuda(), max_new_tokens=9, do_sample=True, top_k=50, top_p=0.9, generator=random.manual_seed(i // 2)) for i in range(8)]
+    assert rows[2] == rows[3] and rows[4] == rows[5] and rows[6] == rows[7] and rows[3] != rows[4]
+
+
+@GPU
+def test_gpu_what_cannot_be_recorded_is_done_as_it_is_and_spoils_nothing():
+    x = torch.zeros(3, device="cuda")
+    asks, adds = Recorded(lambda: x.add_(1).sum().item()), Recorded(lambda: x.add_(1))
+    asks()
+    with pytest.warns(UserWarning, match="can't record"):
+        asks()
+    asks()
+    assert x[0] == 3 and torch.randn(3, device="cuda").isfinite().all()
+    for _ in range(4):
+        adds()
+    assert x[0] == 7 and "replay" in repr(adds.graphs[()])
 
 
 def ask(*args, stdin=None):

@@ -3,6 +3,7 @@ import ast
 import copy
 import json
 import math
+import operator
 import os
 import pathlib
 import shutil
@@ -360,6 +361,66 @@ def test_lora_moves_each_matrix_by_the_gradient_of_its_factors():
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-6)
 
 
+ROADS = [dict(kd_weight=0.0), dict(kd_loss="jsd", temperature=2.0), dict(hidden_weight=1.0), dict(teacher="A+B", teacher_mix="confidence"),
+         dict(lora_rank=2), dict(train_only="decoder", schedule="kd_weight:0"), dict(label_smoothing=0.1, on_policy=1.0)]  # fmt: skip
+
+
+def walk(device, static, road, vocab=30, autocast="float32"):
+    """Three updates of two micro-batches each, of other shapes and with weights of rows -> (what they told, the student's weights)"""
+    torch.manual_seed(1)
+    teachers = [net(i + 1, width=24, vocab=vocab) for i in range(2 if "+" in road.get("teacher", "") else 1)]
+    student = net(0, vocab=vocab)
+    trainer = Trainer(student, teachers, Config(**SETTINGS | dict(device=device, teacher="A", dtype=autocast, max_target=7) | road))
+    if static and device == "cpu":
+        trainer.records = {}
+        for p in trainer.graded:
+            p.grad = torch.zeros_like(p)
+    told, given = [], [replace(batch(seed=seed, split=True), weights=torch.tensor([1.0, 0.5, 2.0, 1.0])) for seed in range(2)]
+    for _ in range(4):
+        told.append(trainer.step(given))
+    return told, {name: p.detach().cpu() for name, p in student.named_parameters()}, trainer
+
+
+def alike(one, other, share=1e-5):
+    for x, y in zip(one[0], other[0], strict=True):
+        assert x.keys() == y.keys() and all(abs(x[k] - y[k]) <= share * (1 + abs(x[k])) for k in x), (x, y)
+    for name, p in one[1].items():
+        torch.testing.assert_close(p, other[1][name], rtol=1e-3, atol=100 * share)
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_step_of_unchanging_shape_teaches_what_the_other_teaches(road, monkeypatch):
+    """What a GPU records, padding and all, on a CPU and without a recording."""
+    monkeypatch.setattr("distill.Recorded", lambda function: function)
+    alike(walk("cpu", False, road), walk("cpu", True, road))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+@pytest.mark.parametrize("vocab", [30, 9000])
+@pytest.mark.parametrize("road", [r for r in ROADS if "on_policy" not in r])
+def test_gpu_a_recorded_step_teaches_what_a_cpu_teaches(road, vocab):
+    """With 9,000 words the losses are compiled."""
+    here, there = walk("cpu", False, road, vocab), walk("cuda", True, road, vocab)
+    alike(here, there, 1e-4)
+    assert all("replay" in repr(work.graphs[()]) for _, work in there[2].records.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+def test_gpu_the_compiled_linear_loss_equals_the_plain_one():
+    torch.manual_seed(0)
+    h, w, ht, wt = (torch.randn(*s, device="cuda").requires_grad_() for s in ((700, 24), (9000, 24), (700, 32), (9000, 32)))
+    labels = torch.randint(9000, (700,), device="cuda").index_fill_(0, torch.arange(0, 700, 9, device="cuda"), -100)
+    for kind in KINDS:
+        ours = linear_distillation_loss(h, w, ht, wt, labels, kind, 2.0, label_smoothing=0.1)
+        a, b = h @ w.T, (ht @ wt.T).detach()
+        plain = F.cross_entropy(a, labels, label_smoothing=0.1), distillation_loss(a, b, labels != -100, kind, 2.0)
+        for x, y in zip(ours, plain, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+        for x, y in zip(torch.autograd.grad(sum(ours), (h, w)), torch.autograd.grad(sum(plain), (h, w)), strict=True):
+            assert (x - y).norm() <= 1e-4 * y.norm(), kind
+    assert distill.COMPILED[0] is not distill.token_losses
+
+
 def test_a_cache_holds_the_teachers_words_is_asked_once_and_refuses_strangers(world, tmp_path):
     config = settings(world, tmp_path, teacher=str(world / "a"), kd_weight=1.0, teacher_cache=str(tmp_path / "cache"), top_k=5, temperature=2.0)
     parts = prepare(config)
@@ -369,7 +430,7 @@ def test_a_cache_holds_the_teachers_words_is_asked_once_and_refuses_strangers(wo
     model = T5.from_pretrained(world / "a")
     for b in batches + batches:
         valid = b.labels != -100
-        found = cached(b, lambda x: x[valid])(slice(None))
+        found = cached(b, operator.itemgetter(valid))(slice(None))
         logits = model(b.source, T5.shift_right(b.labels), b.source_mask)[valid][:, : parts[1].vocab_size]
         want = top_k(logits, 5, 2.0)
         torch.testing.assert_close(found.log_probs, want.log_probs, rtol=0, atol=4e-3)
