@@ -45,7 +45,6 @@ EOS = 1
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
-TILE = 16, 16  # rows and columns of a product that one program of a GPU makes
 RECORDINGS = 8  # shapes of a batch for which a GPU keeps what was recorded
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
 # The formats that a run of this name learns and asks, one after the other; any other name is its own format.
@@ -136,7 +135,14 @@ class StaticDecoder:
         self.seen, self.filled = torch.zeros(B, K, steps * K, **bools), torch.zeros(1, **ids)  # as in Decoder; how many slots hold something
         self.bias = torch.zeros(H, steps, **numbers)  # the last step's view of all
         self.own, self.beams = torch.eye(K, **bools).expand(B, K, K), torch.arange(K, **ids)
-        self.linear, self.attend = (fused_linear, fused_attention) if triton and weight.is_cuda and k in (16, 32, 64, 128) else (plain_linear, plain_attention)
+        self.linear, self.attend = plain_linear, plain_attention
+        if triton and weight.is_cuda and k in (16, 32, 64, 128):
+            self.linear, self.attend = fused_linear, fused_attention
+            try:
+                self.step(torch.zeros(B, K, **ids))
+            except Exception as e:  # no compiler, or a smaller GPU
+                warnings.warn(f"Triton can't be used, which makes this slower: {(str(e) or type(e).__name__).splitlines()[0]}", stacklevel=2)
+                self.linear, self.attend = plain_linear, plain_attention
 
     def load(self, source, source_mask):
         """Bring in sources (b, s), b <= B, s <= S: columns are filled with padding, rows with the last one."""
@@ -283,8 +289,12 @@ else:
 def fused_linear(x, weight, norm=None, eps=0.0, act="", onto=None):
     """As `plain_linear`, in one kernel."""
     (R, N), M = x.shape, len(weight) // (2 if act == "geglu" else 1)
-    y, (rows, out) = x.new_empty(R, M) if onto is None else onto, TILE
-    linear_kernel[triton.cdiv(M, out), triton.cdiv(R, rows)](x, weight, norm, y, R, N, M, eps, act, norm is not None, onto is not None, rows, out, 8192 // rows)
+    if R > 128:  # cuBLAS is quicker
+        return plain_linear(x, weight, norm, eps, act, onto)
+    y, (rows, out, depth) = x.new_empty(R, M) if onto is None else onto, (16, 16, 512) if R <= 16 else (32, 32, 256)
+    depth //= 1 + (x.dtype == torch.float32)
+    linear_kernel[triton.cdiv(M, out), triton.cdiv(R, rows)](x, weight, norm, y, R, N, M, eps, act, norm is not None, onto is not None, rows, out, depth,
+                                                             num_stages=2)  # fmt: skip
     return y
 
 def fused_attention(q, kv, heads, K, bias=None, seen=None, filled=None):
@@ -401,8 +411,9 @@ def likeliest(logits, n, plus=None):
 
 def cut(ids):
     """A row of ids up to the first </s>; without one, up to the padding (0, or the -1 that fills a row) at its end."""
-    length = ids.index(EOS) if EOS in ids else max((i for i, x in enumerate(ids, 1) if x > 0), default=0)
-    return ids[:length]
+    if EOS in ids:
+        return ids[: ids.index(EOS)]
+    return next((ids[:n] for n in range(len(ids), 0, -1) if ids[n - 1] > 0), [])
 
 class Search:
     """B sources being written, T tokens at most, K beams of each side by side. `advance` is a step: it works in place and asks the host nothing.
@@ -428,7 +439,7 @@ class Search:
         self.begin()
         for t in range(T):
             self.advance(t < min_new_tokens)
-            if t + 1 == T or (t + 1) % self.patience == 0:
+            if t + 1 == T or t >= min_new_tokens and (t + 1) % self.patience == 0:  # before that many tokens nothing ends
                 going = self.going.nonzero()[:, 0] if t + 1 < T else []
                 if not len(going):
                     break
@@ -525,11 +536,11 @@ class BeamSearch(Search):
         never = ~(ends & (self.places < K) & self.going[:, None])
         finished = torch.cat([self.finished, (best / norm).masked_fill(never, NEVER)], 1)
         where = torch.cat([self.ends, (self.places + 2 * K * self.t).masked_fill(never, -1)], 1)
-        finished, order = finished.topk(K)
+        finished, order = (x[:, :K] for x in finished.sort(descending=True, stable=True))  # of so few a GPU sorts all in the time of finding some
         self.finished.copy_(finished)
         self.ends.copy_(where.gather(1, order))
 
-        scores, order = best.masked_fill(ends, NEVER).topk(K)
+        scores, order = (x[:, :K] for x in best.masked_fill(ends, NEVER).sort(descending=True, stable=True))
         self.scores.copy_(scores)
         self.tokens.copy_(ids.gather(1, order))
         self.decoder.follow(parents.gather(1, order))

@@ -243,42 +243,48 @@ KINDS = {  # of log-probabilities s (student), t (teacher) (..., V) -> (...)
 def token_divergence(student_logits, teacher, kind="forward_kl", temperature=1.0, beta=0.5, skew=0.1, known=None):
     """Divergence of a student from its teacher at each token, (..., V) -> (...). teacher: logits (..., up to V), or TopK, against which the
     student's other words fall into one bucket too. Times temperature^2, which keeps the gradients' size (Hinton, section 2).
-    known: soften(student_logits), where that is there already."""
+    known: the student's log-probabilities at temperature 1, where they are there already."""
     if kind not in KINDS or not 0 <= beta <= 1 or not 0 < skew < 1:
         raise ValueError(f"kind is {kind!r}, of {', '.join(KINDS)}; beta is {beta}, from 0 to 1; skew is {skew}, between 0 and 1")
     if isinstance(teacher, TopK):
         s, t = top_k(student_logits, None, temperature, teacher.ids).log_probs, teacher.log_probs
     else:
         same = known is not None and temperature == 1 and teacher.shape == known.shape
-        s, t = known if same else soften(student_logits[..., : teacher.shape[-1]], temperature), soften(teacher, temperature)
+        s = known if same else soften(student_logits[..., : teacher.shape[-1]], temperature)
+        t = soften(teacher, temperature)
     return KINDS[kind](s, t, beta, skew) * temperature**2
 
 def token_losses(logits, taught, labels, vocab_size, label_smoothing=0.0, **how):
     """logits (N, V), taught: each teacher's logits (N, V) or TopK, labels (N,), -100 = ignore -> (cross-entropy, *divergences) (1 + teachers, N);
     what is behind vocab_size is padding, and no word."""
-    logits = logits[:, :vocab_size]
-    log_probs = soften(logits)
+    logits = logits if logits.shape[1] == vocab_size else logits[:, :vocab_size]  # a slice of all would cost a copy of the gradient
+    log_probs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # `soften` less its care for -inf, which no product gives
     ce = F.nll_loss(log_probs, labels, reduction="none")
     if label_smoothing:
         ce = (1 - label_smoothing) * ce - label_smoothing * log_probs.mean(-1) * (labels != -100)
     return torch.stack([ce, *(token_divergence(logits, words, known=log_probs, **how) for words in taught)])
 
-COMPILED = []  # token_losses, compiled or, where that can't be, as they are
+def with_gradient(logits, weights, *about, **how):
+    """-> (token_losses(logits, ...) (P, N), the gradient of their sum under weights (P, N) for the logits (N, V))"""
+    found, pull = torch.func.vjp(lambda logits: token_losses(logits, *about, **how), logits)
+    return found, pull(weights)[0]
 
-def fused(logits, taught, labels, *about, **how):
-    """`token_losses`; on a GPU and with a large vocabulary one kernel reads the logits where PyTorch takes a dozen, if torch.compile can work there."""
+COMPILED = []  # with_gradient, compiled or, where that can't be, as it is
+
+def fused(logits, weights, taught, labels, *about, **how):
+    """`with_gradient`; on a GPU and with a large vocabulary two kernels read the logits where PyTorch takes two dozen, if torch.compile can work there."""
     if not logits.is_cuda or logits.shape[1] < 2**13 or any(isinstance(words, TopK) for words in taught):
-        return token_losses(logits, taught, labels, *about, **how)
+        return with_gradient(logits, weights, taught, labels, *about, **how)
     if not COMPILED:
-        COMPILED.append(torch.compile(token_losses))
-    for x in (logits, *taught, labels):
-        torch._dynamo.maybe_mark_dynamic(x, 0)
+        COMPILED.append(torch.compile(with_gradient))
+    for x, dim in ((logits, 0), (weights, 1), *((words, 0) for words in taught), (labels, 0)):
+        torch._dynamo.maybe_mark_dynamic(x, dim)
     try:
-        return COMPILED[0](logits, taught, labels, *about, **how)
+        return COMPILED[0](logits, weights, taught, labels, *about, **how)
     except Exception as e:  # no compiler, no Triton, …
         print(f"the losses cannot be compiled, which makes them slow: {(str(e) or type(e).__name__).splitlines()[0]}")
-        COMPILED[0] = token_losses
-        return token_losses(logits, taught, labels, *about, **how)
+        COMPILED[0] = with_gradient
+        return with_gradient(logits, weights, taught, labels, *about, **how)
 
 def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", temperature=1.0, **options):
     """How far a student is from its teacher. logits (..., V), the teacher's perhaps TopK; mask (...) bool -> scalar: summed over V,
@@ -290,8 +296,9 @@ CHUNK = 2**22, 2**27  # logits that are held at once on a CPU, on a GPU: 16 MB, 
 
 class ChunkedHead(torch.autograd.Function):
     """Losses over the logits F.linear(hidden, head), which are never held: with 32,128 words they outweigh all else in training. A chunk of
-    tokens goes forward to its losses and at once back to its gradients. hidden (N, d), head (V, d), losses(logits (C, V), slice of rows) -> P
-    scalars; summed over the chunks -> (P,). weights: the P gradients awaited from above, but for a factor; others do the work twice."""
+    tokens goes forward to its losses and at once back to its gradients. hidden (N, d), head (V, d), losses(logits (C, V), slice of rows,
+    weights (P,)) -> (P losses (P,), gradient of their sum under the weights (C, V)); summed over the chunks -> (P,). weights: the P gradients
+    awaited from above, but for a factor; others do the work twice."""
 
     @staticmethod
     def forward(ctx, hidden, head, losses, weights):
@@ -304,17 +311,14 @@ class ChunkedHead(torch.autograd.Function):
             grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros(head.shape, device=device, dtype=sums.dtype) if learn_head else None
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 for rows in (slice(start, start + chunk) for start in range(0, N, chunk)):
-                    logits = product(h[rows], w).requires_grad_()
-                    with torch.enable_grad():
-                        found = torch.stack(losses(logits, rows))
-                    (grad,) = torch.autograd.grad(found, logits, weights.to(found.dtype))
-                    sums += found.detach()
+                    found, grad = losses(product(h[rows], w), rows, weights)
+                    sums += found
                     grad_hidden[rows] = product(grad, w.t())
                     if learn_head and dtype == grad_head.dtype and not SLOW_LINEAR:
                         grad_head.addmm_(grad.t(), h[rows])
                     elif learn_head:
                         grad_head += product(grad.t(), h[rows].t())
-                    del logits, found, grad  # or they would live on beside the next chunk's
+                    del grad  # or it would live on beside the next chunk's
             return sums, grad_hidden, grad_head.to(head.dtype) if learn_head else None
 
         ctx.work, ctx.weights = work, torch.stack([torch.full((), weight, device=device) for weight in weights])
@@ -339,9 +343,10 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
     hidden, teacher, labels = student_hidden[valid], teacher_hidden[valid].detach(), labels[valid]
     count, words = max(len(labels), 1), min(len(student_head), len(teacher_head))
 
-    def losses(logits, rows):
-        taught = product(teacher[rows], teacher_head[:words].detach())
-        return list(fused(logits, [taught], labels[rows], len(student_head), label_smoothing, kind=kind, temperature=temperature, **options).sum(1) / count)
+    def losses(logits, rows, weights):
+        taught, weights = product(teacher[rows], teacher_head[:words].detach()), (weights / count)[:, None].expand(-1, len(logits))
+        found, grad = fused(logits, weights, [taught], labels[rows], len(student_head), label_smoothing, kind=kind, temperature=temperature, **options)
+        return found.sum(1) / count, grad
 
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
 
@@ -516,10 +521,12 @@ class Trainer:
         told = torch.zeros(1 + len(taught), len(y), device=self.device)  # cross-entropy, divergence from each teacher
         how = {"kind": c.kd_loss, "temperature": c.temperature, "beta": c.kd_beta, "skew": c.kd_skew}
 
-        def losses(logits, rows):
-            found = fused(logits, [words(rows) for words in taught if c.uses("kd_weight")], y[rows], self.vocab_size, c.label_smoothing, **how)  # (1 + teachers, rows)
-            told[: len(found), rows] = found.detach()
-            return [(found[0] * weight[rows]).sum() + kd_weight * (found[1:] * trust[: len(found) - 1, rows]).sum()]
+        def losses(logits, rows, _):
+            words = [words(rows) for words in taught if c.uses("kd_weight")]
+            weights = torch.cat([weight[None, rows], kd_weight * trust[: len(words), rows]])
+            found, grad = fused(logits, weights, words, y[rows], self.vocab_size, c.label_smoothing, **how)  # (1 + teachers, rows)
+            told[: len(found), rows] = found
+            return (found * weights).sum()[None], grad
 
         with self.autocast:
             loss = ChunkedHead.apply(hidden, cut_head(self.student, self.vocab_size), losses, (1.0,)).sum()
