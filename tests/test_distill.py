@@ -396,8 +396,7 @@ def test_a_step_of_unchanging_shape_teaches_what_the_other_teaches(road, monkeyp
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
-@pytest.mark.parametrize("vocab", [30, 9000])
-@pytest.mark.parametrize("road", [r for r in ROADS if "on_policy" not in r])
+@pytest.mark.parametrize("road, vocab", [*((road, 30) for road in ROADS if "on_policy" not in road), (ROADS[1], 9000), (ROADS[3], 9000)])
 def test_gpu_a_recorded_step_teaches_what_a_cpu_teaches(road, vocab):
     """With 9,000 words the losses are compiled."""
     here, there = walk("cpu", False, road, vocab), walk("cuda", True, road, vocab)
@@ -410,7 +409,7 @@ def test_gpu_the_compiled_linear_loss_equals_the_plain_one():
     torch.manual_seed(0)
     h, w, ht, wt = (torch.randn(*s, device="cuda").requires_grad_() for s in ((700, 24), (9000, 24), (700, 32), (9000, 32)))
     labels = torch.randint(9000, (700,), device="cuda").index_fill_(0, torch.arange(0, 700, 9, device="cuda"), -100)
-    for kind in KINDS:
+    for kind in ("jsd", "tvd"):
         ours = linear_distillation_loss(h, w, ht, wt, labels, kind, 2.0, label_smoothing=0.1)
         a, b = h @ w.T, (ht @ wt.T).detach()
         plain = F.cross_entropy(a, labels, label_smoothing=0.1), distillation_loss(a, b, labels != -100, kind, 2.0)
