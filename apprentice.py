@@ -38,7 +38,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_example, read_examples, retry
+from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_examples, read_examples, retry
 from model import SIZES, T5, CheckpointError, fetch, replace_file
 
 EOS = 1
@@ -306,32 +306,37 @@ def fused_attention(q, kv, heads, K, bias=None, seen=None, filled=None):
     return y
 
 class Recorded:
-    """A function that works in place on tensors of a GPU, done from its third call on as one CUDA graph: the first call sets the libraries up,
+    """A function that works in place on tensors of a GPU, done from its second call on as one CUDA graph: the first call sets the libraries up,
     the second records the operators, which nobody has to launch one by one again. Where they can't be recorded it stays as it is."""
 
-    pool = None
+    pools = {}  # of memory for what is in between; what one graph leaves there no other one reads
 
-    def __init__(self, function, generator=None):
-        self.function, self.generator, self.graphs = function, generator, {}
+    def __init__(self, function, device, generator=None):
+        self.function, self.device, self.generator, self.graphs = function, torch.device(device), generator, {}
 
     def __call__(self, *args):
-        if args not in self.graphs:
-            self.graphs[args] = None
-            return self.function(*args)
-        if self.graphs[args] is None:
-            graph, Recorded.pool = torch.cuda.CUDAGraph(), Recorded.pool or torch.cuda.MemPool()
-            if self.generator:
-                graph.register_generator_state(self.generator)
-            try:
-                with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=Recorded.pool.id):
-                    self.function(*args)
-                self.graphs[args] = graph.replay
-            except RuntimeError as e:
-                warnings.warn(f"CUDA can't record this, which makes it slow: {str(e).splitlines()[0]}", stacklevel=2)
-                Recorded.pool, self.graphs[args] = None, functools.partial(self.function, *args)
-                for random in torch.cuda.default_generators:  # they still think that they are being recorded
-                    random.graphsafe_set_state(random.clone_state())
-        self.graphs[args]()
+        with torch.cuda.device(self.device):
+            if args not in self.graphs:
+                self.graphs[args] = None
+                return self.function(*args)
+            if self.graphs[args] is None:
+                self.record(args)
+            self.graphs[args]()
+
+    def record(self, args):
+        graph, pool = torch.cuda.CUDAGraph(), self.pools.setdefault(self.device, torch.cuda.MemPool())
+        if self.generator:
+            graph.register_generator_state(self.generator)
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool.id):
+                self.function(*args)
+            self.graphs[args] = graph.replay
+        except RuntimeError as e:
+            warnings.warn(f"CUDA can't record this, which makes it slow: {str(e).splitlines()[0]}", stacklevel=3)
+            self.graphs[args] = functools.partial(self.function, *args)
+            del self.pools[self.device]
+            for random in torch.cuda.default_generators:  # they still think that they are being recorded
+                random.graphsafe_set_state(random.clone_state())
 
 class Recordings(dict):
     """What was recorded with a model; a copy of the model begins anew."""
@@ -383,8 +388,10 @@ def static_search(model, B, S, kind, K, T, *how):
     known = model.__dict__.setdefault("recordings", Recordings())
     search = known.pop(key, None)
     if search is None:
-        search = kind(StaticDecoder(model, B, S, K, T), B, K, T, *how)
-        search.begin, search.advance, search.patience = Recorded(search.begin), Recorded(search.advance, generator), 8
+        device = model.shared.weight.device
+        with torch.cuda.device_of(model.shared.weight):
+            search = kind(StaticDecoder(model, B, S, K, T), B, K, T, *how)
+        search.begin, search.advance, search.patience = Recorded(search.begin, device), Recorded(search.advance, device, generator), 8
         search.shrinks = False
     known[key] = search  # now the youngest
     if len(known) > RECORDINGS:
@@ -657,7 +664,7 @@ class Apprentice:
             rationales = [answer.rationale for answer in self.answer(pairs)]
         examples = [Example(str(i), *pair, label, (reason,)) for i, (pair, reason) in enumerate(zip(pairs, rationales, strict=True))
                     for label in LABELS]  # fmt: skip
-        rows = [encode_example(self.tokenizer, task, e, 0, self.max_source, 1024) for e in examples]  # a given reason is never cut
+        rows = encode_examples(self.tokenizer, task, [(e, 0) for e in examples], self.max_source, 1024)  # a given reason is never cut
         order, scores = sorted(range(len(pairs)), key=lambda i: -len(rows[3 * i][0])), torch.empty(len(pairs), 3)
         for start in range(0, len(order), batch_size):
             here = order[start : start + batch_size]
@@ -680,7 +687,7 @@ class Apprentice:
 
     def write(self, format, examples, bar, num_beams=1, **how):
         """Yields (row, text written for it), the longest sources first, so that memory that suffices once suffices to the end."""
-        rows = [encode_example(self.tokenizer, format, e, 0, self.max_source, self.max_target) for e in examples]
+        rows = encode_examples(self.tokenizer, format, [(e, 0) for e in examples], self.max_source, self.max_target)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
         while order:
             size = max(1, BUDGET // (num_beams * (len(rows[order[0]][0]) + self.max_target)))

@@ -6,7 +6,7 @@
     python data.py collect --in=FILE --url=URL --model=NAME --out=FILE     have a large model label and explain; --help tells more
 
 An example's way: read_examples (files, names, the toy world) -> a format of FORMATS writes it as (source, target) -> Tokenizer and
-encode_example make ids of it, encoded_rows of a whole data set -> BucketSampler picks rows of like length -> collate pads them to a Batch.
+encode_examples make ids of it, encoded_rows of a whole data set -> BucketSampler picks rows of like length -> collate pads them to a Batch.
 Read next: model.py (what a batch goes through), apprentice.py (how answers come back as text)."""
 import csv
 import hashlib
@@ -423,7 +423,8 @@ class Tokenizer:
 
     def decode(self, ids):
         """[3, 9, 1782, 1, 0, 0] -> "a dog". Padding, </s>, sentinels and rows beyond the vocabulary are dropped; an unknown is "⁇"."""
-        return self.model.DecodeIds([int(i) for i in ids if UNK <= i < self.model.GetPieceSize()])
+        pieces = self.vocab_size - SENTINELS
+        return self.model.DecodeIds([int(i) for i in ids if UNK <= i < pieces])
 
 def train_vocabulary(texts, path, size):
     """Train a unigram vocabulary (Kudo 2018) in T5's layout and write it to `path`: `size` pieces before the 100 sentinels, fewer where
@@ -572,13 +573,10 @@ def simulate_both(premise, hypothesis, label="", reason="", wording=0):
     return f"{simulate_input(premise, hypothesis)[0]} reason: {reason}", [("label", label)]
 
 # --- batches ----------------------------------------------------------------------------------------------------------
-def encode_example(tokenizer, format, example, explanation=0, max_source=512, max_target=256):
-    """(source ids, target ids, label tokens): the last tells of each target token whether it belongs to the label."""
-    return encode_examples(tokenizer, format, [(example, explanation)], max_source, max_target)[0]
-
 def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):
-    """[(example, number of the explanation), …] -> their rows. Pieces are encoded one by one, which gives the ids of the whole text, as no
-    SentencePiece token reaches across a space. Longer texts are cut, </s> kept. Without what the format asks for, a target is </s> alone."""
+    """[(example, number of the explanation), …] -> their rows (source ids, target ids, label tokens): the last tells of each target token whether
+    it belongs to the label. Pieces are encoded one by one, which gives the ids of the whole text, as no SentencePiece token reaches across a
+    space. Longer texts are cut, </s> kept. Without what the format asks for, a target is </s> alone."""
     written = [format.pieces(*row) for row in rows]
     ids = iter(tokenizer.encode_all([text for source, pieces in written for text in (source, *(text for _, text in pieces))]))
     encoded = []
@@ -593,7 +591,7 @@ def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):
     return encoded
 
 class Encoded:
-    """Rows of encode_example in one flat file of ids that is mapped, not read: it costs no start and no memory, and processes share it.
+    """Rows of encode_examples in one flat file of ids that is mapped, not read: it costs no start and no memory, and processes share it.
     Item i is (source ids, target ids, label tokens) as numpy arrays; lengths (N, 2) are those of source and target."""
     def __init__(self, path):
         # asarray: of a plain view of the same memory a row costs a third of the time
@@ -667,7 +665,7 @@ class Batch:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)})
 
 def collate(rows, ids=()):
-    """Rows of encode_example -> Batch."""
+    """Rows of encode_examples -> Batch."""
     def pad(side, value, dtype=np.int64):
         table = np.full((len(side), max(map(len, side))), value, dtype)
         for cells, row in zip(table, side, strict=True):

@@ -497,7 +497,7 @@ class Trainer:
         shape = B, S + -S % 16, T + -T % 16
         if shape not in self.records:
             places = [x.clone() for x in given]
-            self.records[shape] = places, Recorded(functools.partial(self.backward, Batch(*places[:3]), *places[3:]))
+            self.records[shape] = places, Recorded(functools.partial(self.backward, Batch(*places[:3]), *places[3:]), self.device)
         places, work = self.records[shape]
         for place, x in zip(places, given, strict=True):
             place.copy_(x)

@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from apprentice import EOS, TASKS, Apprentice, cells, options, print_table, run_main
-from data import FORMATS, FRAMES, LABELS, DataError, Example, collate, encode_example, read_examples, split_of, stream_examples
+from data import FORMATS, FRAMES, LABELS, DataError, Example, collate, encode_examples, read_examples, split_of, stream_examples
 from model import T5, fetch, replace_file
 
 # --- n-gram scores: ROUGE and BLEU ------------------------------------------------------------------------------------
@@ -555,7 +555,7 @@ def noise_curves(lines, apprentice, seed=0):
 def lessons(apprentice, examples):
     """[(format, Batch)]: the examples, targets too, as each task of the run puts them."""
     formats = [FORMATS[name] for name in TASKS.get(apprentice.format, (apprentice.format,))]
-    rows = [[encode_example(apprentice.tokenizer, f, e, 0, apprentice.max_source, apprentice.max_target) for e in examples] for f in formats]
+    rows = [encode_examples(apprentice.tokenizer, f, [(e, 0) for e in examples], apprentice.max_source, apprentice.max_target) for f in formats]
     return [(f, collate(some).to(apprentice.model.shared.weight.device)) for f, some in zip(formats, rows, strict=True)]
 
 def attributions(apprentice, line, reason):

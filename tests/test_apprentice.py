@@ -193,13 +193,13 @@ def spread():
 def test_searches_in_place_write_what_growing_ones_write(way, monkeypatch):
     """The decoder of a GPU, padded to its shapes and used again for other sources, on a CPU and without a recording."""
     net, source, mask = spread()
-    monkeypatch.setattr("apprentice.Recorded", lambda function, generator=None: function)
+    monkeypatch.setattr("apprentice.Recorded", lambda function, device, generator=None: function)
     K, steps = way.get("num_beams", 1), 12
     for rows in ([0, 1, 2, 3, 4], [3, 1]):
         want = generate(net, source[rows], mask[rows], max_new_tokens=steps, **way)
-        how = (apprentice.BeamSearch, K, steps, way.get("length_penalty", 1.0), way["early_stopping"] if K > 2 else False) if K > 1 else (apprentice.Greedy, 1, steps, None)
+        how = (way.get("length_penalty", 1.0), way.get("early_stopping", False)) if K > 1 else (None,)
         with torch.inference_mode():
-            search = apprentice.static_search(net, 5, 21, *how)
+            search = apprentice.static_search(net, 5, 21, apprentice.BeamSearch if K > 1 else apprentice.Greedy, K, steps, *how)
             search.decoder.load(source[rows], mask[rows])
             written = search.write(way.get("min_new_tokens", 0), way.get("num_return_sequences", 1))
         assert [ids for row in range(len(rows)) for ids in written[row]] == want
@@ -243,7 +243,7 @@ def test_gpu_replays_write_what_is_written_without(way, monkeypatch):
     alone = [generate(net, source[i : i + 1, : int(mask[i].sum())], max_new_tokens=20, **way) for i in range(5)]
     assert [ids for rows in alone for ids in rows] == cpu
     with torch.no_grad():
-        net.lm_head.weight[7] = net.lm_head.weight[1]  # weights that change in place are seen
+        net.lm_head.weight[7] = 1.5 * net.lm_head.weight[1]  # weights that change in place are seen
     assert generate(net, source, mask, max_new_tokens=20, **way) == generate(net.cpu(), source.cpu(), mask.cpu(), max_new_tokens=20, **way) != cpu
 
 
@@ -251,14 +251,15 @@ def test_gpu_replays_write_what_is_written_without(way, monkeypatch):
 def test_gpu_draws_hang_on_the_generator_alone():
     net, source, mask = spread()
     net, random = net.cuda(), torch.Generator("cuda")
-    rows = [generate(net, source.cuda(), mask.cuda(), max_new_tokens=9, do_sample=True, top_k=50, top_p=0.9, generator=random.manual_seed(i // 2)) for i in range(8)]
+    how = dict(max_new_tokens=9, do_sample=True, top_k=50, top_p=0.9)
+    rows = [generate(net, source.cuda(), mask.cuda(), generator=random.manual_seed(i // 2), **how) for i in range(8)]
     assert rows[2] == rows[3] and rows[4] == rows[5] and rows[6] == rows[7] and rows[3] != rows[4]
 
 
 @GPU
 def test_gpu_what_cannot_be_recorded_is_done_as_it_is_and_spoils_nothing():
     x = torch.zeros(3, device="cuda")
-    asks, adds = Recorded(lambda: x.add_(1).sum().item()), Recorded(lambda: x.add_(1))
+    asks, adds = Recorded(lambda: x.add_(1).sum().item(), "cuda"), Recorded(lambda: x.add_(1), "cuda")
     asks()
     with pytest.warns(UserWarning, match="can't record"):
         asks()

@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
-from data import FORMATS, LABELS, BucketSampler, DataError, Example, Tokenizer, collate, encode_example, read_examples, toy_examples
+from data import FORMATS, LABELS, BucketSampler, DataError, Example, Tokenizer, collate, encode_examples, read_examples, toy_examples
 
 HERE = Path(__file__).resolve().parent
 REAL = os.environ.get("APPRENTICE_REAL")
@@ -647,7 +647,7 @@ def test_real_dev_split():
     assert Counter(row.label for row in rows) == {"entailment": 3329, "contradiction": 3278, "neutral": 3235}
     tokenizer = Tokenizer(Path(REAL) / "t5" / "spiece.model")
     for name, most in (("predict", 0.04), ("explain", 0.09)):
-        encoded = [encode_example(tokenizer, FORMATS[name], row) for row in rows]
+        encoded = encode_examples(tokenizer, FORMATS[name], [(row, 0) for row in rows])
         lengths = [(len(source), len(target)) for source, target, _ in encoded]
         assert padding(lengths, BucketSampler(lengths, 64, 0)) <= most
 
@@ -724,7 +724,7 @@ def test_parsers_are_strict_but_not_silly(name, text, expected):
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_label_tokens_in_token_space(tokenizer, name):
     for row in [*toy_examples(60, 9), EXAMPLE, Example("", "p", "h", None)]:
-        source, target, flags = encode_example(tokenizer, FORMATS[name], row)
+        ((source, target, flags),) = encode_examples(tokenizer, FORMATS[name], [(row, 0)])
         texts = FORMATS[name].render(row)
         assert (source, target) == (tokenizer.encode(texts[0]), tokenizer.encode(texts[1])), "piece by piece = the whole"
         assert len(flags) == len(target)
@@ -741,7 +741,7 @@ def test_pieces_equal_the_whole_with_the_real_vocabulary():
     tokenizer = Tokenizer(Path(REAL) / "t5" / "spiece.model")
     for row in read_examples(Path(REAL) / "data" / "esnli" / "esnli_dev.csv", limit=500):
         for format in FORMATS.values():
-            assert encode_example(tokenizer, format, row, max_target=1000)[1] == tokenizer.encode(format.render(row)[1])
+            assert encode_examples(tokenizer, format, [(row, 0)], max_target=1000)[0][1] == tokenizer.encode(format.render(row)[1])
 
 
 def test_long_texts_are_cut_and_keep_the_end(tokenizer):
