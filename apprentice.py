@@ -402,7 +402,7 @@ def likeliest(logits, n, plus=None):
     """The n largest of each (K, V) of logits (B, K, V), with plus (B, K, 1) added if given -> (values, places in K*V) (B, n), the largest first; the
     same as topk, in a third of its time for a large vocabulary: the n largest lie in the n blocks with the largest maxima. Of equals the first one
     leads where n is 1."""
-    (K, words), size = logits.shape[1:], 128
+    words, size = logits.shape[-1], 128
     if words % size or words < 8 * n * size or n == 1 and logits.is_cuda:
         logits = (logits if plus is None else logits + plus).flatten(1)
         return logits.topk(n) if n > 1 else logits.max(-1, keepdim=True)

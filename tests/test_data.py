@@ -747,8 +747,8 @@ def test_pieces_equal_the_whole_with_the_real_vocabulary():
 def test_long_texts_are_cut_and_keep_the_end(tokenizer):
     row = toy_examples(1)[0]
     for format in FORMATS.values():
-        source, target, flags = encode_example(tokenizer, format, row, max_source=7, max_target=2)
-        whole = encode_example(tokenizer, format, row)
+        ((source, target, flags),) = encode_examples(tokenizer, format, [(row, 0)], max_source=7, max_target=2)
+        (whole,) = encode_examples(tokenizer, format, [(row, 0)])
         assert source == whole[0][:6] + [1] and target == whole[1][:1] + [1] and len(flags) == 2
         assert flags[-1] == whole[2][-1]
 
