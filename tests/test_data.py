@@ -800,7 +800,7 @@ def same(rows, expected):
     return len(rows) == len(expected) and all([list(a), list(b), list(c)] == list(map(list, other)) for (a, b, c), other in zip(rows, expected, strict=True))
 
 
-def test_encoded_rows_are_those_of_encode_example(tokenizer, tmp_path, monkeypatch, capsys):
+def test_encoded_rows_are_those_of_encode_examples(tokenizer, tmp_path, monkeypatch, capsys):
     examples = toy_examples(70, 1, split="test")
     lines = [{"premise": row.premise, "hypothesis": row.hypothesis, "label": row.label, "explanations": row.explanations} for row in examples]
     lines[3]["explanations"], lines[5]["label"], lines[6]["premise"] = [], None, "a </s> b"
@@ -810,12 +810,12 @@ def test_encoded_rows_are_those_of_encode_example(tokenizer, tmp_path, monkeypat
     assert "2 of 70 rows lack a label or a rationale" in capsys.readouterr().err
     usable = [row for row in read_examples(path) if row.label and row.explanations]
     for task in tasks:
-        assert same(rows[task], [encode_example(tokenizer, FORMATS[task], row, 0, 20, 12) for row in usable])
+        assert same(rows[task], encode_examples(tokenizer, FORMATS[task], [(row, 0) for row in usable], 20, 12))
         assert rows[task].lengths.tolist() == [[len(source), len(target)] for source, target, _ in rows[task]]
         everyone = data.encoded_rows(usable, None, tokenizer, tasks, 20, 12, explanations=3)[task]
-        assert same(everyone, [encode_example(tokenizer, FORMATS[task], row, k, 20, 12) for row in usable for k in range(3)])
+        assert same(everyone, encode_examples(tokenizer, FORMATS[task], [(row, k) for row in usable for k in range(3)], 20, 12))
     batch = collate([rows["explain"][i] for i in range(9)])
-    plain = collate([encode_example(tokenizer, FORMATS["explain"], row, 0, 20, 12) for row in usable[:9]])
+    plain = collate(encode_examples(tokenizer, FORMATS["explain"], [(row, 0) for row in usable[:9]], 20, 12))
     assert all(torch.equal(getattr(batch, name), getattr(plain, name)) for name in ("source", "source_mask", "labels", "label_tokens"))
     assert len(data.encoded_rows("toy:30+toy-harbour:9@2", "train", tokenizer, ("predict",), limit=25)["predict"]) == 25
 
