@@ -324,11 +324,13 @@ class Recorded:
             self.graphs[args]()
 
     def record(self, args):
-        graph, pool = torch.cuda.CUDAGraph(), self.pools.setdefault(self.device, torch.cuda.MemPool())
+        graph = torch.cuda.CUDAGraph()
+        if self.device not in self.pools:
+            self.pools[self.device] = torch.cuda.MemPool()
         if self.generator:
             graph.register_generator_state(self.generator)
         try:
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool.id):
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self.pools[self.device].id):
                 self.function(*args)
             self.graphs[args] = graph.replay
         except RuntimeError as e:
