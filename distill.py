@@ -442,12 +442,12 @@ class Trainer:
         self.moving = [*self.learning, *self.projections.parameters()]
         groups = [{"params": [p for p in self.moving if (p.dim() > 1) == matrix], "weight_decay": c.weight_decay * matrix} for matrix in (True, False)]
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99), fused=True)
-        names = [f"kd {name}" for name in self.names if len(self.teachers) > 1 and self.asks]
-        self.sums = dict.fromkeys(["loss", "label", "rationale", "kd", *(["hidden"] if c.uses("hidden_weight") else []), *names], 0.0)
+        each = [f"kd {name}" for name in self.names if len(self.teachers) > 1 and self.asks]
+        self.tells = ["loss", "label", "rationale", "kd", *["hidden"] * c.uses("hidden_weight"), *each]
         self.graded = [p for p in (*student.parameters(), *self.projections.parameters()) if p.requires_grad]
         # A GPU records a step for each shape and replays it; gradients and sums then stay in one place. Not where a teacher is read from the disk.
         self.records = {} if self.device.startswith("cuda") and all(isinstance(t, LiveTeacher) for t in self.teachers) else None
-        self.told = torch.zeros(len(self.sums), device=self.device)
+        self.told = torch.zeros(len(self.tells), device=self.device)
         for p in self.graded if self.records is not None else ():
             p.grad = torch.zeros_like(p)
 
@@ -487,7 +487,7 @@ class Trainer:
         if self.lora:
             self.lora.merge()
         self.steps += 1
-        return dict(zip(self.sums, told, strict=True)) | {"grad_norm": grad_norm, "lr": lr, "tokens": int(tokens)}
+        return dict(zip(self.tells, told, strict=True)) | {"grad_norm": grad_norm, "lr": lr, "tokens": int(tokens)}
 
     def replay(self, batch, is_label, share, now):
         """`backward` on a GPU, as it was recorded for batches of that shape; those in between are padded."""
@@ -508,7 +508,7 @@ class Trainer:
         return x[mask] if self.records is None else x.flatten(0, 1)
 
     def backward(self, batch, is_label, share, now):
-        """Gradients of one micro-batch; what it tells is added to self.told. is_label, share (B, T): of each token, whether it belongs to the label
+        """Gradients of one micro-batch; what it tells is added to self.told (see self.tells). is_label, share (B, T): of each token, whether it belongs to the label
         and how much it counts in the mean of its part, padding 0. now: this update's four weights, how many parts there are, tokens of its sources."""
         c, valid, target = self.config, batch.labels != -100, T5.shift_right(batch.labels)
         pick, (label_weight, rationale_weight, kd_weight, hidden_weight, parts, sources) = functools.partial(self.pick, mask=valid), now
@@ -535,7 +535,7 @@ class Trainer:
         loss.backward()
         ce, kd = told[0] * share, told[1:]
         found = [loss.detach(), (ce * is_label).sum(), (ce * ~is_label).sum(), (kd * trust[: len(kd)]).sum()]
-        found += [apart.detach()] * ("hidden" in self.sums) + [(one * share).sum() / parts for one in kd if len(kd) > 1]
+        found += [apart.detach()] * ("hidden" in self.tells) + [(one * share).sum() / parts for one in kd if len(kd) > 1]
         self.told += torch.stack(found)
 
     def hidden_distance(self, states, source_mask, valid, share, sources):
