@@ -508,8 +508,9 @@ class Trainer:
         return x[mask] if self.records is None else x.flatten(0, 1)
 
     def backward(self, batch, is_label, share, now):
-        """Gradients of one micro-batch; what it tells is added to self.told (see self.tells). is_label, share (B, T): of each token, whether it belongs to the label
-        and how much it counts in the mean of its part, padding 0. now: this update's four weights, how many parts there are, tokens of its sources."""
+        """Gradients of one micro-batch; what it tells (self.tells) is added to self.told. is_label, share (B, T): of each token, whether it belongs
+        to the label and how much it counts in the mean of its part, padding 0. now: this update's four weights, how many parts there are, tokens
+        of its sources."""
         c, valid, target = self.config, batch.labels != -100, T5.shift_right(batch.labels)
         pick, (label_weight, rationale_weight, kd_weight, hidden_weight, parts, sources) = functools.partial(self.pick, mask=valid), now
         y, is_label, share = pick(batch.labels), pick(is_label), pick(share)  # (N,)
