@@ -26,6 +26,7 @@ import sys
 import time
 import urllib.request
 import warnings
+import weakref
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -42,10 +43,10 @@ from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode
 from model import SIZES, T5, CheckpointError, fetch, replace_file
 
 EOS = 1
-BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
+BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together at most: what the caches hold
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
-RECORDINGS = 8  # shapes of a batch for which a GPU keeps what was recorded
+RECORDED = 2**32  # bytes of caches that a GPU keeps for what it recorded, but for the last one
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
 # The formats that a run of this name learns and asks, one after the other; any other name is its own format.
 TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "simulate_reason", "simulate_both")}
@@ -140,6 +141,8 @@ class StaticDecoder:
             self.linear, self.attend = fused_linear, fused_attention
             try:
                 self.step(torch.zeros(B, K, **ids))
+            except torch.OutOfMemoryError:
+                raise
             except Exception as e:  # no compiler, or a smaller GPU
                 warnings.warn(f"Triton can't be used, which makes this slower: {(str(e) or type(e).__name__).splitlines()[0]}", stacklevel=2)
                 self.linear, self.attend = plain_linear, plain_attention
@@ -157,8 +160,8 @@ class StaticDecoder:
         for block, cross in zip(self.model.decoder.blocks, self.cross, strict=True):
             torch.matmul(memory, block.cross.kv.weight.t(), out=cross)
         self.bias.copy_(self.model.decoder.position_bias(self.steps, self.steps)[0, :, -1])
-        self.filled.zero_()
-        self.seen.zero_()
+        for x in (self.filled, self.seen, self.cache):
+            x.zero_()
 
     def step(self, tokens):
         """As `Decoder.step`"""
@@ -268,7 +271,7 @@ else:
             best = tl.sum(q.to(tl.float32) * key.to(tl.float32), 1) + tl.load(bias_at + h * steps + steps - 1).to(tl.float32)
             total, y = tl.zeros((ROWS,), tl.float32) + 1, value.to(tl.float32)
         else:
-            best, total, y = tl.zeros((ROWS,), tl.float32) - float("inf"), tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, D), tl.float32)
+            best, total, y = tl.zeros((ROWS,), tl.float32) - 1e30, tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, D), tl.float32)
         for start in range(0, filled, BLOCK):
             slot = start + tl.arange(0, BLOCK)
             place = slot[:, None] * 2 * H * D + dim  # (BLOCK, D)
@@ -284,7 +287,7 @@ else:
             p, fade = tl.exp(scores - most[:, None]), tl.exp(best - most)
             total, best = total * fade + tl.sum(p, 1), most
             y = y * fade[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
-        tl.store(y_at + (b * K + row) * H * D + h * D + dim, (y / total[:, None]).to(q.dtype), row < K)
+        tl.store(y_at + (b * K + row) * H * D + h * D + dim, (y / tl.maximum(total, 1.0)[:, None]).to(q.dtype), row < K)  # the largest score alone adds 1
 
 def fused_linear(x, weight, norm=None, eps=0.0, act="", onto=None):
     """As `plain_linear`, in one kernel."""
@@ -309,42 +312,47 @@ class Recorded:
     """A function that works in place on tensors of a GPU, done from its second call on as one CUDA graph: the first call sets the libraries up,
     the second records the operators, which nobody has to launch one by one again. Where they can't be recorded it stays as it is."""
 
-    pools = {}  # of memory for what is in between; what one graph leaves there no other one reads
+    places = {}  # of each device: memory for what is in between, which no graph reads that another one left, and a stream to record on
 
     def __init__(self, function, device, generator=None):
-        self.function, self.device, self.generator, self.graphs = function, torch.device(device), generator, {}
+        index = torch.device(device).index
+        self.device = torch.cuda.current_device() if index is None else index
+        self.function, self.generator, self.graphs = function, generator, {}
 
     def __call__(self, *args):
         with torch.cuda.device(self.device):
             if args not in self.graphs:
                 self.graphs[args] = None
-                return self.function(*args)
-            if self.graphs[args] is None:
-                self.record(args)
-            self.graphs[args]()
+                self.function(*args)
+            else:
+                if self.graphs[args] is None:
+                    self.record(args)
+                self.graphs[args]()
 
     def record(self, args):
         graph = torch.cuda.CUDAGraph()
-        if self.device not in self.pools:
-            self.pools[self.device] = torch.cuda.MemPool()
+        if self.device not in self.places:
+            self.places[self.device] = torch.cuda.MemPool(), torch.cuda.Stream()
+        pool, stream = self.places[self.device]
         if self.generator:
             graph.register_generator_state(self.generator)
         try:
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=self.pools[self.device].id):
-                self.function(*args)
+            with torch.cuda.stream(torch.cuda.current_stream()):  # which a recording that fails would not bring back
+                with torch.cuda.graph(graph, pool=pool.id, stream=stream):
+                    self.function(*args)
             self.graphs[args] = graph.replay
         except RuntimeError as e:
             warnings.warn(f"CUDA can't record this, which makes it slow: {str(e).splitlines()[0]}", stacklevel=3)
             self.graphs[args] = functools.partial(self.function, *args)
-            del self.pools[self.device]
-            for random in torch.cuda.default_generators:  # they still think that they are being recorded
+            del self.places[self.device]
+            for random in (*torch.cuda.default_generators, *[self.generator] * bool(self.generator)):  # they still think that they are being recorded
                 random.graphsafe_set_state(random.clone_state())
 
 class Recordings(dict):
     """What was recorded with a model; a copy of the model begins anew."""
 
-    def __deepcopy__(self, memo):
-        return Recordings()
+    def __reduce__(self):
+        return Recordings, ()
 
 @torch.inference_mode()
 def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
@@ -363,6 +371,8 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
         raise ValueError("generate: do_sample draws one token at a time; use it with num_beams=1")
     if num_return_sequences > num_beams and not do_sample:
         raise ValueError(f"generate: {num_return_sequences} sequences of a source need as many beams, or do_sample=True")
+    if not len(source):
+        return []
     if num_beams == 1:
         source, source_mask = (None if x is None else x.repeat_interleave(num_return_sequences, 0) for x in (source, source_mask))
     draw = (temperature, top_k, top_p, generator) if do_sample else None
@@ -371,12 +381,13 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
     if training:
         model.eval()
     try:
-        if source.is_cuda:
-            search = static_search(model, *source.shape, *how)
-            search.decoder.load(source, source_mask)
-        else:
-            search = how[0](Decoder(model, source, source_mask, *how[1:3]), len(source), *how[1:])
-        written = search.write(min_new_tokens, num_return_sequences if num_beams > 1 else 1)
+        with torch.autocast(source.device.type, enabled=False):
+            if source.is_cuda and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):  # no hook runs where a step is replayed
+                search = static_search(model, *source.shape, *how)
+                search.decoder.load(source, source_mask)
+            else:
+                search = how[0](Decoder(model, source, source_mask, *how[1:3]), len(source), *how[1:])
+            written = search.write(min_new_tokens, num_return_sequences if num_beams > 1 else 1)
     finally:
         if training:
             model.train()
@@ -392,12 +403,13 @@ def static_search(model, B, S, kind, K, T, *how):
     if search is None:
         device = model.shared.weight.device
         with torch.cuda.device_of(model.shared.weight):
-            search = kind(StaticDecoder(model, B, S, K, T), B, K, T, *how)
-        search.begin, search.advance, search.patience = Recorded(search.begin, device), Recorded(search.advance, device, generator), 8
-        search.shrinks = False
+            search = kind(StaticDecoder(weakref.proxy(model), B, S, K, T), B, K, T, *how)
+        begin, advance = (functools.partial(function, weakref.proxy(search)) for function in (kind.begin, kind.advance))  # proxies: no circles
+        search.begin, search.advance = Recorded(begin, device), Recorded(advance, device, generator)
+        search.patience, search.shrinks = 8, False
     known[key] = search  # now the youngest
-    if len(known) > RECORDINGS:
-        known.pop(next(iter(known)))
+    while len(known) > 1 and sum(s.decoder.cross.nbytes + s.decoder.cache.nbytes for s in known.values()) > RECORDED:
+        del known[next(iter(known))]
     return search
 
 def likeliest(logits, n, plus=None):
@@ -693,6 +705,7 @@ class Apprentice:
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
         while order:
             size = max(1, BUDGET // (num_beams * (len(rows[order[0]][0]) + self.max_target)))
+            size = 2 ** (size.bit_length() - 1)  # few shapes, each of which a GPU records
             here, order = order[:size], order[size:]
             batch = collate([rows[i] for i in here]).to(self.model.shared.weight.device)
             written = generate(self.model, batch.source, batch.source_mask, max_new_tokens=self.max_target, num_beams=num_beams, **how)

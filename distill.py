@@ -292,7 +292,7 @@ def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", t
     teacher = TopK(*(x[mask] for x in teacher_logits)) if isinstance(teacher_logits, TopK) else teacher_logits[mask]
     return token_divergence(student_logits[mask], teacher, kind, temperature, **options).sum() / mask.sum().clamp(min=1)
 
-CHUNK = 2**22, 2**27  # logits that are held at once on a CPU, on a GPU: 16 MB, 256 MB
+CHUNK = 2**22, 2**27  # logits that are held at once on a CPU, on a GPU, where half of a small batch is enough: 16 MB, 256 MB in bfloat16
 
 class ChunkedHead(torch.autograd.Function):
     """Losses over the logits F.linear(hidden, head), which are never held: with 32,128 words they outweigh all else in training. A chunk of
@@ -523,7 +523,7 @@ class Trainer:
         how = {"kind": c.kd_loss, "temperature": c.temperature, "beta": c.kd_beta, "skew": c.kd_skew}
 
         def losses(logits, rows, _):
-            words = [words(rows) for words in taught if c.uses("kd_weight")]
+            words = [words(rows) for words in taught if c.uses("kd_weight") and (self.records is not None or kd_weight > 0)]
             weights = torch.cat([weight[None, rows], kd_weight * trust[: len(words), rows]])
             found, grad = fused(logits, weights, words, y[rows], self.vocab_size, c.label_smoothing, **how)  # (1 + teachers, rows)
             told[: len(found), rows] = found
@@ -574,7 +574,7 @@ class Trainer:
 
     def state_dict(self):
         """All that going on needs, in plain tensors and numbers."""
-        cuda = torch.cuda.get_rng_state() if str(self.device).startswith("cuda") else torch.empty(0)
+        cuda = torch.cuda.get_rng_state(self.device) if str(self.device).startswith("cuda") else torch.empty(0)
         return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict(), "projections": self.projections.state_dict(),
                 "lora": [x.detach() for x in self.lora.state] if self.lora else [], "steps": self.steps, "random": torch.get_rng_state(), "cuda": cuda}
 
@@ -588,7 +588,7 @@ class Trainer:
             mine.data.copy_(saved)
         torch.set_rng_state(state["random"])
         if len(state["cuda"]):
-            torch.cuda.set_rng_state(state["cuda"])
+            torch.cuda.set_rng_state(state["cuda"], self.device)
 
 # --- one run ----------------------------------------------------------------------------------------------------------
 

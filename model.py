@@ -236,7 +236,7 @@ class PositionBias(nn.Module):
         self.weight = nn.Parameter(torch.zeros(config.relative_attention_num_buckets, config.num_heads))
         self.max_distance = config.relative_attention_max_distance
         self.bidirectional = bidirectional  # the encoder looks both ways, the decoder only back
-        self.table = None  # the buckets of the distances -max_distance to max_distance
+        self.tables = {}  # on each device the buckets of the distances -max_distance to max_distance
 
     def bucket(self, distance):
         """Distances (key position minus query position, any shape) to buckets of the same shape: near ones have a bucket each,
@@ -255,10 +255,10 @@ class PositionBias(nn.Module):
     def forward(self, queries, keys):
         """-> (1, H, queries, keys), where both stand at positions 0, 1, 2, …"""
         place, far = torch.arange(max(queries, keys), device=self.weight.device), self.max_distance
-        if self.table is None or self.table.device != place.device:  # on the CPU, so that every device rounds alike
-            self.table = self.bucket(torch.arange(-far, far + 1)).to(place.device)
+        if place.device not in self.tables:  # worked out on the CPU, so that every device rounds alike
+            self.tables[place.device] = self.bucket(torch.arange(-far, far + 1)).to(place.device)
         distance = (place[None, :keys] - place[:queries, None]).clamp(-far, far)
-        return F.embedding(self.table[distance + far], self.weight).permute(2, 0, 1)[None]
+        return F.embedding(self.tables[place.device][distance + far], self.weight).permute(2, 0, 1)[None]
 
 class Attention(nn.Module):
     """Multi-head attention without a scale. Self-attention holds one matrix for queries, keys and values, cross-attention
@@ -297,15 +297,13 @@ class FeedForward(nn.Module):
         self.wo = Linear(config.d_ff, config.d_model)
         self.dropout = Dropout(config.dropout_rate)
 
-    def inner(self, x):  # (B, T, d) -> (B, T, d_ff)
+    def forward(self, x):  # (B, T, d) -> (B, T, d_ff) -> (B, T, d)
         h = self.wi.product(x)
-        if not self.gated:
-            return F.relu(h)
-        gate, up = h.chunk(2, dim=-1)
-        return F.gelu(gate, approximate="tanh") * up
-
-    def forward(self, x):  # (B, T, d) -> (B, T, d)
-        h = self.inner(x)
+        if self.gated:
+            gate, up = h.chunk(2, dim=-1)
+            h = F.gelu(gate, approximate="tanh") * up
+        else:
+            h = F.relu(h)
         return self.wo.product(self.dropout(h) if self.training else h)
 
 class Block(nn.Module):

@@ -366,7 +366,7 @@ ROADS = [dict(kd_weight=0.0), dict(kd_loss="jsd", temperature=2.0), dict(hidden_
 
 
 def walk(device, static, road, vocab=30, autocast="float32"):
-    """Three updates of two micro-batches each, of other shapes and with weights of rows -> (what they told, the student's weights)"""
+    """Four updates of two micro-batches each, with weights of rows -> (what they told, the student's weights, the trainer)"""
     torch.manual_seed(1)
     teachers = [net(i + 1, width=24, vocab=vocab) for i in range(2 if "+" in road.get("teacher", "") else 1)]
     student = net(0, vocab=vocab)
