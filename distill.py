@@ -38,7 +38,7 @@ from tqdm import tqdm
 import evaluate
 from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
-from model import SIZES, SLOW_LINEAR, T5, T5Config, fetch, product, replace_file
+from model import SIZES, T5, T5Config, fetch, product, replace_file
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
 
@@ -314,7 +314,7 @@ class ChunkedHead(torch.autograd.Function):
                     found, grad = losses(product(h[rows], w), rows, weights)
                     sums += found
                     grad_hidden[rows] = product(grad, w.t())
-                    if learn_head and dtype == grad_head.dtype and not SLOW_LINEAR:
+                    if learn_head and dtype == grad_head.dtype:
                         grad_head.addmm_(grad.t(), h[rows])
                     elif learn_head:
                         grad_head += product(grad.t(), h[rows].t())
