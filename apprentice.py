@@ -7,8 +7,9 @@
 
 The first argument is a run folder, any T5 checkpoint folder or a hub name; `--device=cuda`, `--dtype=bfloat16` and
 `--num_beams=4` change how it runs. An answer takes milliseconds for the tiny model, under a second for FLAN-T5-small on a CPU.
-Here are the cached decoder, greedy search, beam search and sampling (`generate`: the same tokens as transformers'), and
-`Apprentice`, which holds network, vocabulary and format together. Read next: distill.py (how it learns), evaluate.py.
+Here are the cached decoder, greedy search, beam search and sampling (`generate`: the same tokens as transformers'), what makes them
+quick on a GPU (to be skipped at a first reading), and `Apprentice`, which holds network, vocabulary and format together.
+Read next: distill.py (how it learns), evaluate.py.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ EOS = 1
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together at most: what the caches hold
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
-RECORDED = 2**32  # bytes of caches that a GPU keeps for what it recorded, but for the last one
+RECORDED = 2**32  # bytes of caches that a GPU keeps for what it has recorded
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
 # The formats that a run of this name learns and asks, one after the other; any other name is its own format.
 TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "simulate_reason", "simulate_both")}
@@ -121,10 +122,228 @@ class Decoder:
         self.seen, self.bias = self.seen[rows], self.bias[heads]
         self.memory_bias = None if self.memory_bias is None else self.memory_bias[heads]
 
+@torch.inference_mode()
+def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
+             early_stopping=False, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=1, generator=None):  # fmt: skip
+    """Write target sequences for source (B, S) ids, source_mask (B, S) bool, True = token.
+
+    Returns B * num_return_sequences lists of ids, the best of a source first, without the start token and cut before </s>: the same
+    tokens as transformers' `generate` under the same names. num_beams=1: the likeliest token each time, or with do_sample a drawn
+    one (from softmax(logits / temperature), cut to the top_k likeliest and to the fewest that hold top_p of the mass; 0 and 1.0 cut
+    nothing). num_beams>1: beam search, scores divided by length^length_penalty; early_stopping True stops a source once num_beams
+    sequences are finished, False once no open beam of the present length could beat them, "never" once none of any length could."""
+    if num_beams < 1 or max_new_tokens < 1 or num_return_sequences < 1 or temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
+        raise ValueError(f"generate: num_beams {num_beams}, max_new_tokens {max_new_tokens} and num_return_sequences {num_return_sequences} "
+                         f"are at least 1, temperature {temperature} above 0, top_p {top_p} in (0, 1], top_k {top_k} at least 0")  # fmt: skip
+    if do_sample and num_beams > 1:
+        raise ValueError("generate: do_sample draws one token at a time; use it with num_beams=1")
+    if num_return_sequences > num_beams and not do_sample:
+        raise ValueError(f"generate: {num_return_sequences} sequences of a source need as many beams, or do_sample=True")
+    if not len(source):
+        return []
+    if num_beams == 1:
+        source, source_mask = (None if x is None else x.repeat_interleave(num_return_sequences, 0) for x in (source, source_mask))
+    draw = (temperature, top_k, top_p, generator) if do_sample else None
+    how = (BeamSearch, num_beams, max_new_tokens, length_penalty, early_stopping) if num_beams > 1 else (Greedy, 1, max_new_tokens, draw)
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        with torch.autocast(source.device.type, enabled=False):
+            if source.is_cuda and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):  # no hook runs where a step is replayed
+                search = static_search(model, *source.shape, *how)
+                search.decoder.load(source, source_mask)
+            else:
+                search = how[0](Decoder(model, source, source_mask, *how[1:3]), len(source), *how[1:])
+            written = search.write(min_new_tokens, num_return_sequences if num_beams > 1 else 1)
+    finally:
+        if training:
+            model.train()
+    return [ids for row in range(len(source)) for ids in written[row]]
+
+def likeliest(logits, n, plus=None):
+    """The n largest of each (K, V) of logits (B, K, V), with plus (B, K, 1) added if given -> (values, places in K*V) (B, n), the largest first; the
+    same as topk, in a third of its time for a large vocabulary: the n largest lie in the n blocks with the largest maxima. Of equals the first one
+    leads where n is 1."""
+    words, size = logits.shape[-1], 128
+    if words % size or words < 8 * n * size or n == 1 and logits.is_cuda:
+        logits = (logits if plus is None else logits + plus).flatten(1)
+        return logits.topk(n) if n > 1 else logits.max(-1, keepdim=True)
+    maxima = logits.unflatten(-1, (-1, size)).amax(-1)  # (B, K, blocks)
+    maxima = (maxima if plus is None else maxima + plus).flatten(1)
+    block = maxima.topk(n).indices if n > 1 else maxima.argmax(-1, keepdim=True)  # (B, n)
+    ids = block[..., None] * size + torch.arange(size, device=logits.device)
+    values = logits.flatten(1).gather(1, ids.flatten(1))
+    if plus is not None:
+        values = (values.unflatten(1, (n, size)) + plus[..., 0].gather(1, block // (words // size))[..., None]).flatten(1)
+    values, place = values.topk(n) if n > 1 else values.max(-1, keepdim=True)
+    return values, ids.flatten(1).gather(1, place)
+
+def cut(ids):
+    """A row of ids up to the first </s>; without one, up to the padding (0, or the -1 that fills a row) at its end."""
+    if EOS in ids:
+        return ids[: ids.index(EOS)]
+    return next((ids[:n] for n in range(len(ids), 0, -1) if ids[n - 1] > 0), [])
+
+class Search:
+    """B sources being written, T tokens at most, K beams of each side by side. `advance` is a step: it works in place and asks the host nothing.
+    told (T, B, n): what each step notes, from which the sequences are read in the end."""
+
+    patience, shrinks = 1, True  # steps between two looks at what has come to its end; whether that then leaves the batch
+
+    def __init__(self, decoder, B, K, T, notes):
+        whole = {"dtype": torch.long, "device": decoder.model.shared.weight.device}
+        self.decoder, self.rows = decoder, torch.arange(B, **whole)  # the sources still being written: the tensors have one row for each
+        self.tokens, self.told, self.t = torch.zeros(B, K, **whole), torch.full((T, B, notes), -1, **whole), torch.zeros(1, **whole)
+        self.going = torch.ones(B, **whole | {"dtype": torch.bool})
+
+    def begin(self):
+        """Forget what was written, if anything was."""
+        self.decoder.begin()
+        for x, value in ((self.tokens, 0), (self.told, -1), (self.t, 0), (self.going, True)):
+            x.fill_(value)
+
+    def write(self, min_new_tokens, n):
+        """-> {source: n lists of ids, the best first}. A source that has come to its end may leave the batch."""
+        written, T = {}, len(self.told)
+        self.begin()
+        for t in range(T):
+            self.advance(t < min_new_tokens)
+            if t + 1 == T or t >= min_new_tokens and (t + 1) % self.patience == 0:  # before that many tokens nothing ends
+                going = self.going.nonzero()[:, 0] if t + 1 < T else []
+                if not len(going):
+                    break
+                if self.shrinks and len(going) <= SPARSE * len(self.rows):
+                    written |= self.read(n)
+                    self.keep(going)
+        return written | self.read(n)
+
+    def keep(self, rows):
+        """Drop all sources but `rows`."""
+        self.decoder.keep(rows)
+        self.rows, self.tokens, self.going, self.told = self.rows[rows], self.tokens[rows], self.going[rows], self.told[:, rows]
+
+class Greedy(Search):
+    """The likeliest token each time, or one that is drawn."""
+
+    def __init__(self, decoder, B, K, T, draw):
+        super().__init__(decoder, B, K, T, 1)
+        self.draw, self.shrinks = draw and sampler(*draw), not draw  # random numbers are drawn for all
+
+    def begin(self):
+        super().begin()
+        head = self.decoder.model.unembed
+        self.sifts = not self.draw and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
+
+    def advance(self, banned):
+        """A token for each source, but not </s> where it is banned."""
+        x, head = self.decoder.step(self.tokens)[:, 0], self.decoder.model.unembed
+        if self.sifts and len(x) <= FEW:
+            tokens = head.largest(x, [EOS] if banned else [])
+        else:
+            logits = head.product(x)  # (rows, V)
+            if banned:
+                logits[:, EOS] = -math.inf
+            tokens = self.draw(logits.float()) if self.draw else likeliest(logits[:, None], 1)[1][:, 0]
+        self.told.index_copy_(0, self.t, tokens[None, :, None])
+        self.tokens.copy_(tokens[:, None])
+        self.going &= tokens != EOS
+        self.t += 1
+
+    def read(self, n):
+        return {row: [cut(ids)] for row, ids in zip(self.rows.tolist(), self.told[..., 0].T.tolist(), strict=True)}
+
+def sampler(temperature, top_k, top_p, generator):
+    """A function that draws a token from logits, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
+
+    def draw(logits):  # (B, V) -> (B,)
+        logits = logits / temperature
+        if top_k:
+            logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -math.inf)
+        if top_p < 1:
+            ranked, order = logits.sort(descending=False)
+            cut_off = ranked.softmax(-1).cumsum(-1) <= 1 - top_p
+            cut_off[:, -1] = False  # the likeliest always stays
+            logits = logits.masked_fill(cut_off.scatter(1, order, cut_off), -math.inf)
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+    return draw
+
+class BeamSearch(Search):
+    """Keep the K likeliest unfinished sequences of each source and the K best finished ones, until the finished can't be beaten.
+
+    Every step looks at the 2K likeliest continuations, so that K unfinished are left should all K best end here; of those that end
+    only ones among the K best become candidates, by log probability / length^length_penalty. A step notes the ids of the 2K, the beams
+    that they go on from, and which K of them are the new beams: sequences are read from there backwards, none is ever copied."""
+
+    def __init__(self, decoder, B, K, T, length_penalty, early_stopping):
+        super().__init__(decoder, B, K, T, 5 * K)
+        device = self.t.device
+        self.early_stopping = early_stopping
+        self.scores = torch.empty(B, K, device=device)  # of the open beams: sums of log probabilities
+        self.finished = torch.empty(B, K, device=device)  # scores of the finished, with the length penalty
+        self.ends = torch.empty(B, K, dtype=torch.long, device=device)  # where these end: step * 2K + place among the 2K; -1: none there
+        self.norms = torch.tensor([n**length_penalty for n in range(1, T + 1)], device=device)
+        self.horizon = self.norms[-1:] if early_stopping == "never" and length_penalty > 0 else None
+        self.places = torch.arange(2 * K, device=device)
+
+    def begin(self):
+        super().begin()
+        self.scores.fill_(NEVER)[:, 0] = 0.0  # all beams begin alike, one of them counts
+        self.finished.fill_(NEVER)
+        self.ends.fill_(-1)
+
+    def advance(self, banned):
+        """A token for each beam, but not </s> where it is banned."""
+        K, norm = self.tokens.shape[1], self.norms[self.t]
+        logp = self.decoder.model.unembed.product(self.decoder.step(self.tokens)).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
+        if banned:
+            logp[..., EOS] = -math.inf
+        best, place = likeliest(logp, 2 * K, self.scores[..., None])  # (B, 2K)
+        parents, ids = place // logp.shape[-1], place % logp.shape[-1]
+        ends = (ids == EOS) | (self.t == len(self.told) - 1)
+
+        never = ~(ends & (self.places < K) & self.going[:, None])
+        finished = torch.cat([self.finished, (best / norm).masked_fill(never, NEVER)], 1)
+        where = torch.cat([self.ends, (self.places + 2 * K * self.t).masked_fill(never, -1)], 1)
+        finished, order = (x[:, :K] for x in finished.sort(descending=True, stable=True))  # of so few a GPU sorts all in the time of finding some
+        self.finished.copy_(finished)
+        self.ends.copy_(where.gather(1, order))
+
+        scores, order = (x[:, :K] for x in best.masked_fill(ends, NEVER).sort(descending=True, stable=True))
+        self.scores.copy_(scores)
+        self.tokens.copy_(ids.gather(1, order))
+        self.decoder.follow(parents.gather(1, order))
+        self.told.index_copy_(0, self.t, torch.cat([ids, parents, order], 1)[None])
+
+        settled = (self.ends >= 0).all(1)
+        if self.early_stopping is not True:
+            settled &= self.scores[:, 0] / (norm if self.horizon is None else self.horizon) <= self.finished[:, -1]
+        self.going &= ~settled
+        self.t += 1
+
+    def keep(self, rows):
+        super().keep(rows)
+        self.scores, self.finished, self.ends = self.scores[rows], self.finished[rows], self.ends[rows]
+
+    def read(self, n):
+        K, told = self.tokens.shape[1], self.told.tolist()
+
+        def path(i, end):
+            ids, (t, place) = [], divmod(end, 2 * K)
+            while t >= 0:
+                ids.append(told[t][i][place])
+                t, place = t - 1, told[t - 1][i][4 * K + told[t][i][2 * K + place]]
+            return cut(ids[::-1])
+
+        return {row: [path(i, end) for end in ends[:n]] for i, (row, ends) in enumerate(zip(self.rows.tolist(), self.ends.tolist(), strict=True))}
+
+# --- the same on a GPU -----------------------------------------------------------------------------------------------
+
 class StaticDecoder:
-    """The same for a GPU, which takes longer to be told of a small operator than to do it: every tensor stays where it is, every step has the same
-    shapes and asks the host nothing, so that a step can be recorded and replayed (see `Recorded`). Where Triton is, a layer is eight kernels.
-    B and S are given; `load` brings the sources."""
+    """As Decoder, for a GPU, which takes longer to be told of a small operator than to do it: every tensor stays where it is, every step has the
+    same shapes and asks the host nothing, so that a step can be recorded and replayed (see `Recorded`). Where Triton is, a layer is eight
+    kernels. It has room for B sources of S tokens; `load` brings them."""
 
     def __init__(self, model, B, S, num_beams, steps):
         config, weight = model.config, model.shared.weight
@@ -354,45 +573,6 @@ class Recordings(dict):
     def __reduce__(self):
         return Recordings, ()
 
-@torch.inference_mode()
-def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
-             early_stopping=False, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=1, generator=None):  # fmt: skip
-    """Write target sequences for source (B, S) ids, source_mask (B, S) bool, True = token.
-
-    Returns B * num_return_sequences lists of ids, the best of a source first, without the start token and cut before </s>: the same
-    tokens as transformers' `generate` under the same names. num_beams=1: the likeliest token each time, or with do_sample a drawn
-    one (from softmax(logits / temperature), cut to the top_k likeliest and to the fewest that hold top_p of the mass; 0 and 1.0 cut
-    nothing). num_beams>1: beam search, scores divided by length^length_penalty; early_stopping True stops a source once num_beams
-    sequences are finished, False once no open beam of the present length could beat them, "never" once none of any length could."""
-    if num_beams < 1 or max_new_tokens < 1 or num_return_sequences < 1 or temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise ValueError(f"generate: num_beams {num_beams}, max_new_tokens {max_new_tokens} and num_return_sequences {num_return_sequences} "
-                         f"are at least 1, temperature {temperature} above 0, top_p {top_p} in (0, 1], top_k {top_k} at least 0")  # fmt: skip
-    if do_sample and num_beams > 1:
-        raise ValueError("generate: do_sample draws one token at a time; use it with num_beams=1")
-    if num_return_sequences > num_beams and not do_sample:
-        raise ValueError(f"generate: {num_return_sequences} sequences of a source need as many beams, or do_sample=True")
-    if not len(source):
-        return []
-    if num_beams == 1:
-        source, source_mask = (None if x is None else x.repeat_interleave(num_return_sequences, 0) for x in (source, source_mask))
-    draw = (temperature, top_k, top_p, generator) if do_sample else None
-    how = (BeamSearch, num_beams, max_new_tokens, length_penalty, early_stopping) if num_beams > 1 else (Greedy, 1, max_new_tokens, draw)
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        with torch.autocast(source.device.type, enabled=False):
-            if source.is_cuda and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):  # no hook runs where a step is replayed
-                search = static_search(model, *source.shape, *how)
-                search.decoder.load(source, source_mask)
-            else:
-                search = how[0](Decoder(model, source, source_mask, *how[1:3]), len(source), *how[1:])
-            written = search.write(min_new_tokens, num_return_sequences if num_beams > 1 else 1)
-    finally:
-        if training:
-            model.train()
-    return [ids for row in range(len(source)) for ids in written[row]]
-
 def static_search(model, B, S, kind, K, T, *how):
     """A search on a GPU for sources (b, s) with b <= B rounded up to a power of two, s <= S to 32; what was recorded for such shapes is used again."""
     B, S = 2 ** (B - 1).bit_length(), -(-S // 32) * 32
@@ -411,183 +591,6 @@ def static_search(model, B, S, kind, K, T, *how):
     while len(known) > 1 and sum(s.decoder.cross.nbytes + s.decoder.cache.nbytes for s in known.values()) > RECORDED:
         del known[next(iter(known))]
     return search
-
-def likeliest(logits, n, plus=None):
-    """The n largest of each (K, V) of logits (B, K, V), with plus (B, K, 1) added if given -> (values, places in K*V) (B, n), the largest first; the
-    same as topk, in a third of its time for a large vocabulary: the n largest lie in the n blocks with the largest maxima. Of equals the first one
-    leads where n is 1."""
-    words, size = logits.shape[-1], 128
-    if words % size or words < 8 * n * size or n == 1 and logits.is_cuda:
-        logits = (logits if plus is None else logits + plus).flatten(1)
-        return logits.topk(n) if n > 1 else logits.max(-1, keepdim=True)
-    maxima = logits.unflatten(-1, (-1, size)).amax(-1)  # (B, K, blocks)
-    maxima = (maxima if plus is None else maxima + plus).flatten(1)
-    block = maxima.topk(n).indices if n > 1 else maxima.argmax(-1, keepdim=True)  # (B, n)
-    ids = block[..., None] * size + torch.arange(size, device=logits.device)
-    values = logits.flatten(1).gather(1, ids.flatten(1))
-    if plus is not None:
-        values = (values.unflatten(1, (n, size)) + plus[..., 0].gather(1, block // (words // size))[..., None]).flatten(1)
-    values, place = values.topk(n) if n > 1 else values.max(-1, keepdim=True)
-    return values, ids.flatten(1).gather(1, place)
-
-def cut(ids):
-    """A row of ids up to the first </s>; without one, up to the padding (0, or the -1 that fills a row) at its end."""
-    if EOS in ids:
-        return ids[: ids.index(EOS)]
-    return next((ids[:n] for n in range(len(ids), 0, -1) if ids[n - 1] > 0), [])
-
-class Search:
-    """B sources being written, T tokens at most, K beams of each side by side. `advance` is a step: it works in place and asks the host nothing.
-    told (T, B, n): what each step notes, from which the sequences are read in the end."""
-
-    patience, shrinks = 1, True  # steps between two looks at what has come to its end; whether that then leaves the batch
-
-    def __init__(self, decoder, B, K, T, notes):
-        whole = {"dtype": torch.long, "device": decoder.model.shared.weight.device}
-        self.decoder, self.rows = decoder, torch.arange(B, **whole)  # the sources still being written: the tensors have one row for each
-        self.tokens, self.told, self.t = torch.zeros(B, K, **whole), torch.full((T, B, notes), -1, **whole), torch.zeros(1, **whole)
-        self.going = torch.ones(B, **whole | {"dtype": torch.bool})
-
-    def begin(self):
-        """Forget what was written, if anything was."""
-        self.decoder.begin()
-        for x, value in ((self.tokens, 0), (self.told, -1), (self.t, 0), (self.going, True)):
-            x.fill_(value)
-
-    def write(self, min_new_tokens, n):
-        """-> {source: n lists of ids, the best first}. A source that has come to its end may leave the batch."""
-        written, T = {}, len(self.told)
-        self.begin()
-        for t in range(T):
-            self.advance(t < min_new_tokens)
-            if t + 1 == T or t >= min_new_tokens and (t + 1) % self.patience == 0:  # before that many tokens nothing ends
-                going = self.going.nonzero()[:, 0] if t + 1 < T else []
-                if not len(going):
-                    break
-                if self.shrinks and len(going) <= SPARSE * len(self.rows):
-                    written |= self.read(n)
-                    self.keep(going)
-        return written | self.read(n)
-
-    def keep(self, rows):
-        """Drop all sources but `rows`."""
-        self.decoder.keep(rows)
-        self.rows, self.tokens, self.going, self.told = self.rows[rows], self.tokens[rows], self.going[rows], self.told[:, rows]
-
-class Greedy(Search):
-    """The likeliest token each time, or one that is drawn."""
-
-    def __init__(self, decoder, B, K, T, draw):
-        super().__init__(decoder, B, K, T, 1)
-        self.draw, self.shrinks = draw and sampler(*draw), not draw  # random numbers are drawn for all
-
-    def begin(self):
-        super().begin()
-        head = self.decoder.model.unembed
-        self.sifts = not self.draw and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
-
-    def advance(self, banned):
-        """A token for each source, but not </s> where it is banned."""
-        x, head = self.decoder.step(self.tokens)[:, 0], self.decoder.model.unembed
-        if self.sifts and len(x) <= FEW:
-            tokens = head.largest(x, [EOS] if banned else [])
-        else:
-            logits = head.product(x)  # (rows, V)
-            if banned:
-                logits[:, EOS] = -math.inf
-            tokens = self.draw(logits.float()) if self.draw else likeliest(logits[:, None], 1)[1][:, 0]
-        self.told.index_copy_(0, self.t, tokens[None, :, None])
-        self.tokens.copy_(tokens[:, None])
-        self.going &= tokens != EOS
-        self.t += 1
-
-    def read(self, n):
-        return {row: [cut(ids)] for row, ids in zip(self.rows.tolist(), self.told[..., 0].T.tolist(), strict=True)}
-
-def sampler(temperature, top_k, top_p, generator):
-    """A function that draws a token from logits, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
-
-    def draw(logits):  # (B, V) -> (B,)
-        logits = logits / temperature
-        if top_k:
-            logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -math.inf)
-        if top_p < 1:
-            ranked, order = logits.sort(descending=False)
-            cut_off = ranked.softmax(-1).cumsum(-1) <= 1 - top_p
-            cut_off[:, -1] = False  # the likeliest always stays
-            logits = logits.masked_fill(cut_off.scatter(1, order, cut_off), -math.inf)
-        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-    return draw
-
-class BeamSearch(Search):
-    """Keep the K likeliest unfinished sequences of each source and the K best finished ones, until the finished can't be beaten.
-
-    Every step looks at the 2K likeliest continuations, so that K unfinished are left should all K best end here; of those that end
-    only ones among the K best become candidates, by log probability / length^length_penalty. A step notes the ids of the 2K, the beams
-    that they go on from, and which K of them are the new beams: sequences are read from there backwards, none is ever copied."""
-
-    def __init__(self, decoder, B, K, T, length_penalty, early_stopping):
-        super().__init__(decoder, B, K, T, 5 * K)
-        device = self.t.device
-        self.early_stopping = early_stopping
-        self.scores = torch.empty(B, K, device=device)  # of the open beams: sums of log probabilities
-        self.finished = torch.empty(B, K, device=device)  # scores of the finished, with the length penalty
-        self.ends = torch.empty(B, K, dtype=torch.long, device=device)  # where these end: step * 2K + place among the 2K; -1: none there
-        self.norms = torch.tensor([n**length_penalty for n in range(1, T + 1)], device=device)
-        self.horizon = self.norms[-1:] if early_stopping == "never" and length_penalty > 0 else None
-        self.places = torch.arange(2 * K, device=device)
-
-    def begin(self):
-        super().begin()
-        self.scores.fill_(NEVER)[:, 0] = 0.0  # all beams begin alike, one of them counts
-        self.finished.fill_(NEVER)
-        self.ends.fill_(-1)
-
-    def advance(self, banned):
-        """A token for each beam, but not </s> where it is banned."""
-        K, norm = self.tokens.shape[1], self.norms[self.t]
-        logp = self.decoder.model.unembed.product(self.decoder.step(self.tokens)).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
-        if banned:
-            logp[..., EOS] = -math.inf
-        best, place = likeliest(logp, 2 * K, self.scores[..., None])  # (B, 2K)
-        parents, ids = place // logp.shape[-1], place % logp.shape[-1]
-        ends = (ids == EOS) | (self.t == len(self.told) - 1)
-
-        never = ~(ends & (self.places < K) & self.going[:, None])
-        finished = torch.cat([self.finished, (best / norm).masked_fill(never, NEVER)], 1)
-        where = torch.cat([self.ends, (self.places + 2 * K * self.t).masked_fill(never, -1)], 1)
-        finished, order = (x[:, :K] for x in finished.sort(descending=True, stable=True))  # of so few a GPU sorts all in the time of finding some
-        self.finished.copy_(finished)
-        self.ends.copy_(where.gather(1, order))
-
-        scores, order = (x[:, :K] for x in best.masked_fill(ends, NEVER).sort(descending=True, stable=True))
-        self.scores.copy_(scores)
-        self.tokens.copy_(ids.gather(1, order))
-        self.decoder.follow(parents.gather(1, order))
-        self.told.index_copy_(0, self.t, torch.cat([ids, parents, order], 1)[None])
-
-        settled = (self.ends >= 0).all(1)
-        if self.early_stopping is not True:
-            settled &= self.scores[:, 0] / (norm if self.horizon is None else self.horizon) <= self.finished[:, -1]
-        self.going &= ~settled
-        self.t += 1
-
-    def keep(self, rows):
-        super().keep(rows)
-        self.scores, self.finished, self.ends = self.scores[rows], self.finished[rows], self.ends[rows]
-
-    def read(self, n):
-        K, told = self.tokens.shape[1], self.told.tolist()
-
-        def path(i, end):
-            ids, (t, place) = [], divmod(end, 2 * K)
-            while t >= 0:
-                ids.append(told[t][i][place])
-                t, place = t - 1, told[t - 1][i][4 * K + told[t][i][2 * K + place]]
-            return cut(ids[::-1])
-
-        return {row: [path(i, end) for end in ends[:n]] for i, (row, ends) in enumerate(zip(self.rows.tolist(), self.ends.tolist(), strict=True))}
 
 # --- a trained model: network, vocabulary and format together ---------------------------------------------------------
 

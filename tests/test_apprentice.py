@@ -241,7 +241,8 @@ def test_gpu_kernels_compute_what_the_plain_functions_compute(K):
     B, H, k, S, steps = 3, 2, 16, 96, 7
     kv, places = torch.randn(B, S, 2 * H * k, device="cuda"), torch.arange(S, device="cuda")
     q, bias = torch.randn(B * K, H * k, device="cuda"), torch.randn(H, steps, device="cuda")
-    for seen in (places < torch.tensor([[96], [5], [1]], device="cuda"), places >= torch.tensor([[70], [0], [95]], device="cuda"), places < places[:3, None] * 0):
+    ends, starts = (torch.tensor(x, device="cuda")[:, None] for x in ([96, 5, 0], [70, 0, 95]))
+    for seen in (places < ends, places >= starts):
         ours, plain = (attend(q, kv, (H, k), K, seen=seen) for attend in (apprentice.fused_attention, apprentice.plain_attention))
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     caches = [torch.zeros(B, steps * K, 2 * H * k, device="cuda") for _ in range(2)]
