@@ -44,10 +44,10 @@ from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode
 from model import SIZES, T5, CheckpointError, fetch, replace_file
 
 EOS = 1
-BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together at most: what the caches hold
+BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
-RECORDED = 2**32  # bytes of caches that a GPU keeps for what it has recorded
+RECORDED = 2**32  # bytes of caches, of what was recorded with a model, that a GPU keeps beside those in use
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
 # The formats that a run of this name learns and asks, one after the other; any other name is its own format.
 TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "simulate_reason", "simulate_both")}
@@ -131,7 +131,8 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
     tokens as transformers' `generate` under the same names. num_beams=1: the likeliest token each time, or with do_sample a drawn
     one (from softmax(logits / temperature), cut to the top_k likeliest and to the fewest that hold top_p of the mass; 0 and 1.0 cut
     nothing). num_beams>1: beam search, scores divided by length^length_penalty; early_stopping True stops a source once num_beams
-    sequences are finished, False once no open beam of the present length could beat them, "never" once none of any length could."""
+    sequences are finished, False once no open beam of the present length could beat them, "never" once none of any length could.
+    A GPU records a step for each shape, way of searching and generator: hand over the same generator again, not a new one each time."""
     if num_beams < 1 or max_new_tokens < 1 or num_return_sequences < 1 or temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
         raise ValueError(f"generate: num_beams {num_beams}, max_new_tokens {max_new_tokens} and num_return_sequences {num_return_sequences} "
                          f"are at least 1, temperature {temperature} above 0, top_p {top_p} in (0, 1], top_k {top_k} at least 0")  # fmt: skip
@@ -150,7 +151,8 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
         model.eval()
     try:
         with torch.autocast(source.device.type, enabled=False):
-            if source.is_cuda and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):  # no hook runs where a step is replayed
+            hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (model.shared, *model.encoder.modules()))  # a replay would not run them
+            if source.is_cuda and not hooked:
                 search = static_search(model, *source.shape, *how)
                 search.decoder.load(source, source_mask)
             else:
@@ -531,7 +533,7 @@ class Recorded:
     """A function that works in place on tensors of a GPU, done from its second call on as one CUDA graph: the first call sets the libraries up,
     the second records the operators, which nobody has to launch one by one again. Where they can't be recorded it stays as it is."""
 
-    places = {}  # of each device: memory for what is in between, which no graph reads that another one left, and a stream to record on
+    places = {}  # of each device: memory for what only lives within a replay, the same for all graphs, and a stream to record on
 
     def __init__(self, function, device, generator=None):
         index = torch.device(device).index
@@ -541,8 +543,8 @@ class Recorded:
     def __call__(self, *args):
         with torch.cuda.device(self.device):
             if args not in self.graphs:
-                self.graphs[args] = None
                 self.function(*args)
+                self.graphs[args] = None
             else:
                 if self.graphs[args] is None:
                     self.record(args)
@@ -574,12 +576,14 @@ class Recordings(dict):
         return Recordings, ()
 
 def static_search(model, B, S, kind, K, T, *how):
-    """A search on a GPU for sources (b, s) with b <= B rounded up to a power of two, s <= S to 32; what was recorded for such shapes is used again."""
+    """A search on a GPU with room for sources (B, S), both rounded up, B to a power of two, S to 32; what was recorded for such shapes is used again."""
     B, S = 2 ** (B - 1).bit_length(), -(-S // 32) * 32
     generator = how[0][-1] if kind is Greedy and how[0] else None
-    key = (kind, B, S, K, T, *how, model.shared.weight.dtype, *(p.data_ptr() for p in model.parameters()))
+    key = (kind, B, S, K, T, *how, id(model), model.shared.weight.dtype, *(p.data_ptr() for p in model.parameters()))
     known = model.__dict__.setdefault("recordings", Recordings())
     search = known.pop(key, None)
+    while sum(s.decoder.cross.nbytes + s.decoder.cache.nbytes for s in known.values()) > RECORDED:
+        del known[next(iter(known))]  # the oldest
     if search is None:
         device = model.shared.weight.device
         with torch.cuda.device_of(model.shared.weight):
@@ -588,8 +592,6 @@ def static_search(model, B, S, kind, K, T, *how):
         search.begin, search.advance = Recorded(begin, device), Recorded(advance, device, generator)
         search.patience, search.shrinks = 8, False
     known[key] = search  # now the youngest
-    while len(known) > 1 and sum(s.decoder.cross.nbytes + s.decoder.cache.nbytes for s in known.values()) > RECORDED:
-        del known[next(iter(known))]
     return search
 
 # --- a trained model: network, vocabulary and format together ---------------------------------------------------------
@@ -708,7 +710,8 @@ class Apprentice:
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
         while order:
             size = max(1, BUDGET // (num_beams * (len(rows[order[0]][0]) + self.max_target)))
-            size = 2 ** (size.bit_length() - 1)  # few shapes, each of which a GPU records
+            if self.model.shared.weight.is_cuda:
+                size = 2 ** (size.bit_length() - 1)  # it records each shape: there should be few
             here, order = order[:size], order[size:]
             batch = collate([rows[i] for i in here]).to(self.model.shared.weight.device)
             written = generate(self.model, batch.source, batch.source_mask, max_new_tokens=self.max_target, num_beams=num_beams, **how)

@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -281,8 +282,10 @@ def fused(logits, weights, taught, labels, *about, **how):
         torch._dynamo.maybe_mark_dynamic(x, dim)
     try:
         return COMPILED[0](logits, weights, taught, labels, *about, **how)
+    except (torch.OutOfMemoryError, ValueError):
+        raise
     except Exception as e:  # no compiler, no Triton, …
-        print(f"the losses cannot be compiled, which makes them slow: {(str(e) or type(e).__name__).splitlines()[0]}")
+        warnings.warn(f"the losses can't be compiled, which makes them slow: {(str(e) or type(e).__name__).splitlines()[0]}", stacklevel=2)
         COMPILED[0] = with_gradient
         return with_gradient(logits, weights, taught, labels, *about, **how)
 
@@ -292,7 +295,7 @@ def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", t
     teacher = TopK(*(x[mask] for x in teacher_logits)) if isinstance(teacher_logits, TopK) else teacher_logits[mask]
     return token_divergence(student_logits[mask], teacher, kind, temperature, **options).sum() / mask.sum().clamp(min=1)
 
-CHUNK = 2**22, 2**27  # logits that are held at once on a CPU, on a GPU, where half of a small batch is enough: 16 MB, 256 MB in bfloat16
+CHUNK = 2**22, 2**27  # logits that are held at once on a CPU, on a GPU: 16 MB, 256 MB in bfloat16; a GPU takes half a batch at most
 
 class ChunkedHead(torch.autograd.Function):
     """Losses over the logits F.linear(hidden, head), which are never held: with 32,128 words they outweigh all else in training. A chunk of
@@ -523,7 +526,7 @@ class Trainer:
         how = {"kind": c.kd_loss, "temperature": c.temperature, "beta": c.kd_beta, "skew": c.kd_skew}
 
         def losses(logits, rows, _):
-            words = [words(rows) for words in taught if c.uses("kd_weight") and (self.records is not None or kd_weight > 0)]
+            words = [words(rows) for words in taught if c.uses("kd_weight")]
             weights = torch.cat([weight[None, rows], kd_weight * trust[: len(words), rows]])
             found, grad = fused(logits, weights, words, y[rows], self.vocab_size, c.label_smoothing, **how)  # (1 + teachers, rows)
             told[: len(found), rows] = found

@@ -107,7 +107,7 @@ SIZES = {
 }
 
 class Product(torch.autograd.Function):
-    """x @ weight.T in float32 by oneDNN, and its gradients, of which oneDNN is the slower at the weight's."""
+    """x @ weight.T in float32, and x's gradient, by oneDNN; the weight's gradient by a plain product, which is quicker there."""
 
     @staticmethod
     def forward(ctx, x, weight):
@@ -127,7 +127,7 @@ def onednn(x, weight):
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 CPU_NAME = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.processor()
-SLOW_LINEAR = ONEDNN and "Intel" not in CPU_NAME  # on Intel's processors F.linear is the faster of the two, elsewhere oneDNN may take half its time
+SLOW_LINEAR = ONEDNN and "Intel" not in CPU_NAME  # on Intel's processors F.linear is the faster of the two, elsewhere oneDNN forward may take half its time
 
 def product(x, weight):
     """x (..., n) @ weight (m, n).T -> (..., m), with gradients: F.linear, in the fastest way that this machine has."""
@@ -154,7 +154,9 @@ class Matrix:
     @torch.no_grad()
     def pack(self):
         """Make `packed` where it helps and is not there: on a CPU, with oneDNN."""
-        if self.packed and (not self.packed_of or self.packed_of == self.state()) or not ONEDNN or not self.weight.is_cpu:
+        if self.packed_of and self.packed_of != self.state():  # also of a weight that has moved, to a GPU say
+            self.packed = self.packed_of = None
+        if self.packed or not ONEDNN or not self.weight.is_cpu:
             return
         if self.weight.dtype == torch.float32 or self.weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())

@@ -5,6 +5,7 @@ import math
 import pathlib
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -206,6 +207,35 @@ def test_searches_in_place_write_what_growing_ones_write(way, monkeypatch):
         assert [ids for row in range(len(rows)) for ids in written[row]] == want
         assert min(map(len, want)) < steps
     assert len(net.recordings) == 1 and not copy.deepcopy(net).recordings
+
+
+def test_recordings_are_bounded_and_die_with_their_model(monkeypatch):
+    net, source, mask = spread()
+    monkeypatch.setattr("apprentice.Recorded", lambda function, device, generator=None: function)
+    with torch.inference_mode():
+        searches = [weakref.ref(apprentice.static_search(net, 4, length, apprentice.Greedy, 1, 8, None)) for length in (30, 60, 90)]
+        assert all(search() for search in searches) and apprentice.static_search(net, 3, 20, apprentice.Greedy, 1, 8, None) is searches[0]()
+        monkeypatch.setattr("apprentice.RECORDED", 0)
+        apprentice.static_search(net, 4, 120, apprentice.Greedy, 1, 8, None)
+    assert not any(search() for search in searches) and len(net.recordings) == 1  # at once, without the garbage collector
+    last = weakref.ref(next(iter(net.recordings.values())))
+    del net
+    assert last() is None
+
+
+def test_packed_weights_go_where_the_weights_go():
+    net, source, mask = spread()
+    generate(net, source, mask, max_new_tokens=4)
+    net.double()
+    assert generate(net, source, mask, max_new_tokens=4) == generate(copy.deepcopy(spread()[0]).double(), source, mask, max_new_tokens=4)
+
+
+def test_no_source_no_sequence_and_autocast_changes_none():
+    net, source, mask = spread()
+    want = generate(net, source, mask, max_new_tokens=6, num_beams=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert generate(net, source, mask, max_new_tokens=6, num_beams=2) == want
+    assert generate(net, source[:0], mask[:0]) == generate(net, source[:0], num_beams=3) == []
 
 
 @GPU
