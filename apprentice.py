@@ -60,67 +60,76 @@ class Decoder:
 
     def __init__(self, model, source, source_mask, num_beams, steps):
         self.model, self.source, self.source_mask, self.K, self.steps = model, source, source_mask, num_beams, steps
-        self.heads, self.length = (model.config.num_heads, model.config.d_kv), 0
+        self.heads, self.act, self.linear, self.length = (model.config.num_heads, model.config.d_kv), model.config.feed_forward_proj, plain_linear, 0
+        self.layers = [((b.attention_norm, b.attention.qkv, b.attention.out), (b.cross_norm, b.cross.q, b.cross.out), (b.ff_norm, b.ff.wi, b.ff.wo))
+                       for b in model.decoder.blocks]  # fmt: skip
 
     def begin(self):
         """Read the sources."""
-        model, source, source_mask, K, steps = self.model, self.source, self.source_mask, self.K, self.steps
+        model, K, steps, mask = self.model, self.K, self.steps, self.source_mask
         model.pack()
-        memory = model.encode(source, source_mask)  # (B, S, d)
-        (B, S), (H, k), layers = source.shape, self.heads, model.decoder.blocks
-        numbers = torch.float32 if memory.is_cpu else memory.dtype  # a CPU is quicker with keys and values in float32
-        self.cross = [block.cross.split(block.cross.kv(memory).to(numbers)).flatten(1, 2) for block in layers]  # (2, B*H, S, k) each
-        self.cross = [(k.mT.contiguous(), v.contiguous()) for k, v in self.cross]  # keys in columns: their product with queries is quicker
-        self.cache = [(memory.new_empty(B * H, k, steps * K, dtype=numbers), memory.new_empty(B * H, steps * K, k, dtype=numbers)) for _ in layers]
-        self.products = [[matrix.packed or matrix.product for matrix in (block.attention.qkv, block.attention.out, block.cross.q, block.cross.out)]
-                         for block in layers]  # fmt: skip
-        bias = model.decoder.position_bias(steps, steps)[0, :, -1:].to(numbers)  # (H, 1, steps): the last step's view of all before it
-        self.bias = bias.repeat_interleave(K, dim=-1).repeat(B, 1, 1)  # (B*H, 1, slots)
-        self.memory_bias = None  # (B*H, 1, S)
-        if source_mask is not None and not source_mask.all():
-            hidden = ~source_mask[:, None].repeat_interleave(H, 0)
-            self.memory_bias = torch.zeros(B * H, 1, S, dtype=numbers, device=source.device).masked_fill(hidden, -math.inf)
-        self.seen = torch.zeros(B, 1, K, steps * K, dtype=torch.bool, device=source.device)
+        memory = model.encode(self.source, mask)  # (B, S, d)
+        self.cross = [block.cross.kv(memory) for block in model.decoder.blocks]  # (B, S, 2*H*k) each
+        self.cache = [memory.new_empty(len(memory), steps * K, 2 * math.prod(self.heads)) for _ in self.cross]
+        self.bias = model.decoder.position_bias(steps, steps)[:, :, -1:].repeat_interleave(K, dim=-1)  # (1, H, 1, slots): the last step's view of all before it
+        self.memory_bias = None if mask is None or mask.all() else memory.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)[:, None, None]
+        self.seen = torch.zeros(len(memory), K, steps * K, dtype=torch.bool, device=memory.device)
 
     def step(self, tokens):
         """tokens (B, K), the newest of every beam -> the states that the head takes to tell the next, (B, K, d)"""
-        model, K, start = self.model, self.K, self.length * self.K
+        self.open_slots()
+        x, linear = self.model.shared(tokens).flatten(0, 1), self.linear  # (B*K, d)
+        for ((norm, qkv, out), (cross_norm, cross_q, cross_out), (ff_norm, wi, wo)), cache, memory in zip(self.layers, self.cache, self.cross, strict=True):
+            linear(self.attend(linear(x, qkv, norm), cache), out, onto=x)
+            linear(self.look(linear(x, cross_q, cross_norm), memory), cross_out, onto=x)
+            linear(linear(x, wi, ff_norm, self.act), wo, onto=x)
+        return self.model.scaled(self.model.decoder.norm(x)).view(*tokens.shape, -1)
+
+    def open_slots(self):
+        """Make room for a token of each beam."""
+        K, start = self.K, self.length * self.K
         self.length += 1
-        bias = self.bias[..., -start - K :]  # (B*H, 1, slots so far)
+        self.mask = self.bias[..., -start - K :]  # (1, H, 1, slots so far)
         if K > 1:
-            self.seen[..., start : start + K] = torch.eye(K, dtype=torch.bool, device=tokens.device)
-            bias = bias.unflatten(0, (len(tokens), -1)).masked_fill(~self.seen[..., : start + K], -math.inf).flatten(0, 1)  # (B*H, K, slots)
-        x = model.shared(tokens)
-        for block, (qkv, out, cross_q, cross_out), (keys, values), cross in zip(model.decoder.blocks, self.products, self.cache, self.cross, strict=True):
-            q, k, v = self.split(qkv(block.attention_norm.forward(x)))
-            keys.narrow(2, start, K).copy_(k.mT)
-            values.narrow(1, start, K).copy_(v)
-            x = out(self.attend(q, keys.narrow(2, 0, start + K), values.narrow(1, 0, start + K), bias)).add_(x)
-            (q,) = self.split(cross_q(block.cross_norm.forward(x)))
-            x = cross_out(self.attend(q, *cross, self.memory_bias)).add_(x)
-            x = block.ff.forward(block.ff_norm.forward(x)).add_(x)
-        return model.scaled(model.decoder.norm(x))
+            self.seen[..., start : start + K] = torch.eye(K, dtype=torch.bool, device=self.seen.device)
+            self.mask = self.mask.masked_fill(~self.seen[:, None, :, : start + K], -math.inf)  # (B, H, K, slots so far)
 
-    def split(self, x):
-        """(B, K, n*H*k) -> n of (B*H, K, k)"""
-        return x.view(len(x), self.K, -1, *self.heads).permute(2, 0, 3, 1, 4).flatten(1, 2).to(self.bias.dtype).unbind()
+    def attend(self, qkv, cache):
+        """Self-attention: qkv (B*K, 3*H*k), of which keys and values go into the cache (B, slots, 2*H*k) -> (B*K, H*k)"""
+        K, inner, slots = self.K, math.prod(self.heads), self.length * self.K
+        q, own = qkv.view(-1, K, 3 * inner).split([inner, 2 * inner], dim=-1)
+        cache.narrow(1, slots - K, K).copy_(own)
+        return attention(q, cache.narrow(1, 0, slots), self.heads, self.mask)
 
-    def attend(self, q, keys, values, bias):
-        """q (B*H, K, k), keys (B*H, k, slots), values (B*H, slots, k), bias None or (B*H, 1 or K, slots) -> (B, K, H*k)"""
-        scores = torch.bmm(q, keys) if bias is None else torch.baddbmm(bias, q, keys)
-        y = torch.bmm(scores.softmax(-1), values).to(self.model.shared.weight.dtype)
-        return y.view(-1, self.heads[0], *y.shape[1:]).transpose(1, 2).flatten(2)
+    def look(self, q, memory):
+        """Cross-attention: q (B*K, H*k), memory (B, S, 2*H*k) -> (B*K, H*k)"""
+        return attention(q.view(-1, self.K, q.shape[-1]), memory, self.heads, self.memory_bias)
 
     def follow(self, parents):
         """parents (B, K): the beam that each beam goes on from."""
-        self.seen = self.seen.take_along_dim(parents[:, None, :, None], dim=2)
+        self.seen.copy_(self.seen.take_along_dim(parents[..., None], dim=1))
 
     def keep(self, rows):
         """Drop all sources but `rows` (a vector of indices)."""
-        heads = torch.arange(len(self.bias), device=rows.device).view(len(self.seen), -1)[rows].flatten()
-        self.cross, self.cache = ([(k[heads], v[heads]) for k, v in layers] for layers in (self.cross, self.cache))
-        self.seen, self.bias = self.seen[rows], self.bias[heads]
-        self.memory_bias = None if self.memory_bias is None else self.memory_bias[heads]
+        self.cross, self.cache = ([x[rows] for x in layers] for layers in (self.cross, self.cache))
+        self.seen, self.memory_bias = self.seen[rows], None if self.memory_bias is None else self.memory_bias[rows]
+
+def plain_linear(x, matrix, norm=None, act="", onto=None):
+    """x (R, n), normed if a norm is given, times a Matrix, then act: relu | gated-gelu, of which half as many numbers are left -> (R, m), or added
+    to `onto` (R, m) in place"""
+    y = (matrix.packed or matrix.product)(x if norm is None else norm.forward(x))
+    if onto is not None:
+        return onto.add_(y)
+    if act == "gated-gelu":
+        gate, up = y.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh").mul_(up)
+    return y.relu() if act else y
+
+def attention(q, kv, heads, mask):
+    """q (B, K, H*k), kv (B, keys, 2*H*k), mask None or added to the scores, broadcastable to (B, H, K, keys) -> (B*K, H*k)"""
+    keys, values = kv.unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(q.unflatten(-1, heads).transpose(1, 2), keys, values, attn_mask=mask, scale=1.0)
+    return y.transpose(1, 2).flatten(2).flatten(0, 1)
 
 @torch.inference_mode()
 def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
@@ -342,31 +351,29 @@ class BeamSearch(Search):
 
 # --- the same on a GPU -----------------------------------------------------------------------------------------------
 
-class StaticDecoder:
+class StaticDecoder(Decoder):
     """As Decoder, for a GPU, which takes longer to be told of a small operator than to do it: every tensor stays where it is, every step has the
     same shapes and asks the host nothing, so that a step can be recorded and replayed (see `Recorded`). Where Triton is, a layer is eight
     kernels. It has room for B sources of S tokens; `load` brings them."""
 
     def __init__(self, model, B, S, num_beams, steps):
-        config, weight = model.config, model.shared.weight
+        weight, K, inner = model.shared.weight, num_beams, model.config.num_heads * model.config.d_kv
         numbers, ids, bools = ({"dtype": dtype, "device": weight.device} for dtype in (weight.dtype, torch.long, torch.bool))
-        (H, k), K, layers = (config.num_heads, config.d_kv), num_beams, config.num_decoder_layers
-        self.model, self.K, self.steps, self.heads = model, K, steps, (H, k)
-        self.source, self.source_mask = torch.zeros(B, S, **ids), torch.zeros(B, S, **bools)
-        self.cross, self.cache = torch.zeros(layers, B, S, 2 * H * k, **numbers), torch.zeros(layers, B, steps * K, 2 * H * k, **numbers)
+        super().__init__(model, torch.zeros(B, S, **ids), torch.zeros(B, S, **bools), K, steps)
+        self.cross, self.cache = (torch.zeros(len(self.layers), B, slots, 2 * inner, **numbers) for slots in (S, steps * K))
         self.seen, self.filled = torch.zeros(B, K, steps * K, **bools), torch.zeros(1, **ids)  # as in Decoder; how many slots hold something
-        self.bias = torch.zeros(H, steps, **numbers)  # the last step's view of all
+        self.bias = torch.zeros(model.config.num_heads, steps, **numbers)  # the last step's view of all
         self.own, self.beams = torch.eye(K, **bools).expand(B, K, K), torch.arange(K, **ids)
-        self.linear, self.attend = plain_linear, plain_attention
-        if triton and weight.is_cuda and k in (16, 32, 64, 128):
-            self.linear, self.attend = fused_linear, fused_attention
+        self.attention = plain_attention
+        if triton and weight.is_cuda and model.config.d_kv in (16, 32, 64, 128):
+            self.linear, self.attention = fused_linear, fused_attention
             try:
                 self.step(torch.zeros(B, K, **ids))
             except torch.OutOfMemoryError:
                 raise
             except Exception as e:  # no compiler, or a smaller GPU
                 warnings.warn(f"Triton can't be used, which makes this slower: {(str(e) or type(e).__name__).splitlines()[0]}", stacklevel=2)
-                self.linear, self.attend = plain_linear, plain_attention
+                self.linear, self.attention = plain_linear, plain_attention
 
     def load(self, source, source_mask):
         """Bring in sources (b, s), b <= B, s <= S: columns are filled with padding, rows with the last one."""
@@ -376,7 +383,6 @@ class StaticDecoder:
             place.copy_(F.pad(x, (0, S - s))[rows])
 
     def begin(self):
-        """Read the sources."""
         memory = self.model.encode(self.source, self.source_mask)
         for block, cross in zip(self.model.decoder.blocks, self.cross, strict=True):
             torch.matmul(memory, block.cross.kv.weight.t(), out=cross)
@@ -384,57 +390,29 @@ class StaticDecoder:
         for x in (self.filled, self.seen, self.cache):
             x.zero_()
 
-    def step(self, tokens):
-        """As `Decoder.step`"""
-        model, K, eps = self.model, self.K, self.model.config.layer_norm_epsilon
-        act = "geglu" if model.config.feed_forward_proj == "gated-gelu" else "relu"
-        x = model.shared(tokens).flatten(0, 1)  # (B*K, d)
-        for block, cache, cross in zip(model.decoder.blocks, self.cache, self.cross, strict=True):
-            qkv = self.linear(x, block.attention.qkv.weight, norm=block.attention_norm.weight, eps=eps)
-            self.linear(self.attend(qkv, cache, self.heads, K, self.bias, self.seen, self.filled), block.attention.out.weight, onto=x)
-            q = self.linear(x, block.cross.q.weight, norm=block.cross_norm.weight, eps=eps)
-            self.linear(self.attend(q, cross, self.heads, K, seen=self.source_mask), block.cross.out.weight, onto=x)
-            h = self.linear(x, block.ff.wi.weight, norm=block.ff_norm.weight, eps=eps, act=act)
-            self.linear(h, block.ff.wo.weight, onto=x)
+    def open_slots(self):
         self.seen.index_copy_(2, self.filled + self.beams, self.own)
-        self.filled += K
-        return model.scaled(model.decoder.norm(x)).view(-1, K, x.shape[-1])
+        self.filled += self.K
 
-    def follow(self, parents):
-        """As `Decoder.follow`"""
-        self.seen.copy_(self.seen.take_along_dim(parents[..., None], dim=1))
+    def attend(self, qkv, cache):
+        return self.attention(qkv, cache, self.heads, self.K, self.seen, self.bias, self.filled)
 
-def plain_linear(x, weight, norm=None, eps=0.0, act="", onto=None):
-    """x (R, n), normed if norm (n,) is given, @ weight (m, n).T, then act: relu | geglu, of which only half as many numbers are left -> (R, m),
-    or added to `onto` (R, m) in place"""
-    x = x if norm is None else F.rms_norm(x, norm.shape, norm, eps)
-    if onto is not None:
-        return onto.addmm_(x, weight.t())
-    y = F.linear(x, weight)
-    if act == "geglu":
-        gate, up = y.chunk(2, dim=-1)
-        return F.gelu(gate, approximate="tanh") * up
-    return y.relu() if act else y
+    def look(self, q, memory):
+        return self.attention(q, memory, self.heads, self.K, self.source_mask)
 
-def plain_attention(q, kv, heads, K, bias=None, seen=None, filled=None):
+def plain_attention(q, kv, heads, K, seen, bias=None, filled=None):
     """Cross-attention of q (B*K, H*k) to kv (B, keys, 2*H*k) where seen (B, keys). With `filled` self-attention of q with its own keys and values
-    behind it (B*K, 3*H*k): they go to the slots `filled` and after of the cache kv, and those before are attended to where seen (B, K, slots),
-    under bias (H, steps) of the last step. -> (B*K, H*k)"""
-    (H, k), B, slots = heads, len(kv), kv.shape[1]
-    mask = torch.zeros(B, 1, 1, slots, dtype=q.dtype, device=q.device)
+    behind it (B*K, 3*H*k): they go to the last K of the `filled` slots of the cache kv, which is attended to where seen (B, K, slots), under
+    bias (H, steps) of the last step. -> (B*K, H*k)"""
+    q, places, inner = q.unflatten(0, (-1, K)), torch.arange(kv.shape[1], device=q.device), kv.shape[2] // 2
     if filled is None:
-        mask.masked_fill_(~seen[:, None, None], -math.inf)
+        mask = torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -math.inf)[:, None, None]
     else:
-        q, own = q.view(B, K, -1).split([H * k, 2 * H * k], dim=-1)
-        places = torch.arange(slots, device=q.device)
-        kv.index_copy_(1, filled + places[:K], own)
-        back = ((filled - places // K * K) // K).clamp(min=0)  # steps back from this one
-        seen = (seen & (places < filled)) | (places == filled + places[:K, None])  # (B, K, slots)
-        mask = bias[:, bias.shape[1] - 1 - back][None, :, None].masked_fill(~seen[:, None], -math.inf)  # (B, H, K, slots)
-    keys, values = kv.view(B, slots, 2, H, k).permute(2, 0, 3, 1, 4)
-    q = q.reshape(B, K, H, k).transpose(1, 2)
-    y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask.expand(B, H, K, slots), scale=1.0)
-    return y.transpose(1, 2).reshape(B * K, H * k)
+        q, own = q.split([inner, 2 * inner], dim=-1)
+        kv.index_copy_(1, filled - K + places[:K], own)
+        back = (filled - 1 - places).clamp(min=0) // K  # steps back from this one
+        mask = bias[:, bias.shape[1] - 1 - back][:, None].masked_fill(~seen[:, None], -math.inf)  # (B, H, K, slots)
+    return attention(q, kv, heads, mask)
 
 try:
     import triton
@@ -444,7 +422,7 @@ except ImportError:  # PyTorch for a CPU
 else:
 
     @triton.jit(do_not_specialize=["R"])
-    def linear_kernel(x_at, weight_at, norm_at, y_at, R, N, M, eps, ACT: tl.constexpr, NORM: tl.constexpr, ONTO: tl.constexpr,
+    def linear_kernel(x_at, weight_at, norm_at, y_at, R, N, M, eps, GATED: tl.constexpr, RELU: tl.constexpr, NORM: tl.constexpr, ONTO: tl.constexpr,
                       ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr):  # fmt: skip
         """`plain_linear`, ROWS rows and OUT columns of it a program: so little is computed that norming the rows anew in each one costs nothing."""
         row, out, col = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * OUT + tl.arange(0, OUT), tl.arange(0, IN)
@@ -464,11 +442,11 @@ else:
                 x = (x.to(tl.float32) * scale[:, None] * tl.load(norm_at + n, n < N, 0.0).to(tl.float32)).to(x.dtype)
             inside = (n[:, None] < N) & (out < M)
             y = tl.dot(x, tl.load(weight_at + out * N + n[:, None], inside, 0.0), y, input_precision="ieee")
-            if ACT == "geglu":
+            if GATED:
                 up = tl.dot(x, tl.load(weight_at + (M + out) * N + n[:, None], inside, 0.0), up, input_precision="ieee")
-        if ACT == "geglu":  # (1 + tanh(z)) / 2 is sigmoid(2z)
+        if GATED:  # (1 + tanh(z)) / 2 is sigmoid(2z)
             y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y)) * up
-        if ACT == "relu":
+        if RELU:
             y = tl.maximum(y, 0.0)
         y_at, inside = y_at + row[:, None] * M + out, (row[:, None] < R) & (out < M)
         if ONTO:
@@ -483,7 +461,7 @@ else:
         q_at += (b * K + row) * (3 * H * D if SELF else H * D) + h * D + dim
         kv_at += b * slots * 2 * H * D + h * D
         q = tl.load(q_at, row < K, 0.0)
-        filled = tl.load(filled_at) if SELF else slots
+        filled = tl.load(filled_at) - K if SELF else slots
         if SELF:  # each beam's own new slot comes first
             key, value = tl.load(q_at + H * D, row < K, 0.0), tl.load(q_at + 2 * H * D, row < K, 0.0)
             new_at = kv_at + (filled + row) * 2 * H * D + dim
@@ -510,18 +488,19 @@ else:
             y = y * fade[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
         tl.store(y_at + (b * K + row) * H * D + h * D + dim, (y / tl.maximum(total, 1.0)[:, None]).to(q.dtype), row < K)  # the largest score alone adds 1
 
-def fused_linear(x, weight, norm=None, eps=0.0, act="", onto=None):
+def fused_linear(x, matrix, norm=None, act="", onto=None):
     """As `plain_linear`, in one kernel."""
-    (R, N), M = x.shape, len(weight) // (2 if act == "geglu" else 1)
+    (R, N), M, gated, fp32 = x.shape, len(matrix.weight), act == "gated-gelu", x.dtype == torch.float32
     if R > 128:  # cuBLAS is quicker
-        return plain_linear(x, weight, norm, eps, act, onto)
+        return plain_linear(x, matrix, norm, act, onto)
+    M = M // 2 if gated else M
     y, (rows, out, depth) = x.new_empty(R, M) if onto is None else onto, (16, 16, 512) if R <= 16 else (32, 32, 256)
-    depth //= 1 + (x.dtype == torch.float32)
-    linear_kernel[triton.cdiv(M, out), triton.cdiv(R, rows)](x, weight, norm, y, R, N, M, eps, act, norm is not None, onto is not None, rows, out, depth,
-                                                             num_stages=2)  # fmt: skip
+    linear_kernel[triton.cdiv(M, out), triton.cdiv(R, rows)](
+        x, matrix.weight, norm and norm.weight, y, R, N, M, norm.eps if norm else 0.0, gated, act == "relu", norm is not None, onto is not None,
+        rows, out, depth // (1 + fp32), num_stages=2)  # fmt: skip
     return y
 
-def fused_attention(q, kv, heads, K, bias=None, seen=None, filled=None):
+def fused_attention(q, kv, heads, K, seen, bias=None, filled=None):
     """As `plain_attention`, in one kernel."""
     (H, k), (B, slots) = heads, kv.shape[:2]
     y, (block, warps) = q.new_empty(B * K, H * k), (64, 4) if B * H < 256 else (16, 1)

@@ -156,10 +156,14 @@ class Matrix:
         """Make `packed` where it helps and is not there: on a CPU, with oneDNN."""
         if self.packed_of and self.packed_of != self.state():  # also of a weight that has moved, to a GPU say
             self.packed = self.packed_of = None
-        if self.packed or not ONEDNN or not self.weight.is_cpu:
+        if self.packed or not self.weight.is_cpu:
             return
-        if self.weight.dtype == torch.float32 or self.weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+        weight = self.weight.detach()
+        if weight.dtype == torch.float32 and not SLOW_LINEAR:
+            columns = weight.t().contiguous()
+            self.packed, self.packed_of = lambda x: x @ columns, self.state()
+        elif ONEDNN and (weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
             self.packed, self.packed_of = lambda x: onednn(x, packed), self.state()
 
     @torch.no_grad()
@@ -178,15 +182,15 @@ class Matrix:
             quick, rounded = in_8_bits(self.weight)
             length = rounded.norm(dim=1)
             bounds = torch.stack([length, (self.weight - rounded).norm(dim=1) + 1e-4 * length])  # with room for float32's own rounding
-            self.draft, self.draft_of = (quick, bounds), self.state()
-        quick, bounds = self.draft
-        if x.isfinite().all():
+            self.draft, self.draft_of = (quick, bounds, bounds.max()), self.state()
+        (quick, bounds, farthest), lengths = self.draft, x.norm(dim=1)
+        if lengths.max() * farthest < 1e36:
             rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, NARROW).dequantize()  # as `quick` does
-            scores, slack = quick(x), torch.stack([(x - rounded).norm(dim=1), x.norm(dim=1)], 1) @ bounds  # (R, m) both
-            if (scores.abs() + slack).isfinite().all():
-                scores[:, banned] = -math.inf
-                rows = (scores + slack >= (scores - slack).amax(1, keepdim=True)).any(0).nonzero()[:, 0]
-                return rows[product(x, self.weight[rows]).argmax(1)]
+            scores, slack = quick(x), torch.stack([(x - rounded).norm(dim=1), lengths], 1) @ bounds  # (R, m) both
+            scores[:, banned] = -math.inf
+            least = (scores - slack).amax(1, keepdim=True)
+            rows = (scores.add_(slack).sub_(least).amax(0) >= 0).nonzero()[:, 0]
+            return rows[product(x, self.weight[rows]).argmax(1)]
         logits = product(x, self.weight)  # NaN, or too large for a bound
         logits[:, banned] = -math.inf
         return logits.argmax(1)
