@@ -67,7 +67,7 @@ class Decoder:
     def begin(self):
         """Read the sources."""
         model, K, steps, mask = self.model, self.K, self.steps, self.source_mask
-        model.pack()
+        model.pack(len(self.source) * K)
         memory = model.encode(self.source, mask)  # (B, S, d)
         self.cross = [block.cross.kv(memory) for block in model.decoder.blocks]  # (B, S, 2*H*k) each
         self.cache = [memory.new_empty(len(memory), steps * K, 2 * math.prod(self.heads)) for _ in self.cross]

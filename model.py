@@ -124,9 +124,9 @@ def onednn(x, weight):
     """x (..., n) @ weight (m, n).T -> (..., m), the weight perhaps packed."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
 CPU_NAME = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.processor()
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+MKL = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear") and "Intel" in CPU_NAME
 SLOW_LINEAR = ONEDNN and "Intel" not in CPU_NAME  # on Intel's processors F.linear is the faster of the two, elsewhere oneDNN forward may take half its time
 
 def product(x, weight):
@@ -140,7 +140,7 @@ class Matrix:
     the order in which the product's kernel reads it, in its own numbers or in 8 bits. Products of few rows then take a third of the
     time. A copy in its own numbers goes as soon as a gradient is asked for, or its weight is seen to have changed."""
 
-    packed = packed_of = draft = draft_of = None
+    packed = packed_of = packed_for = draft = draft_of = None
 
     def state(self):  # changes with the weight, but for edits of weight.data, which nobody can see
         return self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
@@ -152,19 +152,23 @@ class Matrix:
         return product(x, self.weight) if self.packed is None else self.packed(x)
 
     @torch.no_grad()
-    def pack(self):
-        """Make `packed` where it helps and is not there: on a CPU, with oneDNN."""
-        if self.packed_of and self.packed_of != self.state():  # also of a weight that has moved, to a GPU say
+    def pack(self, rows=0):
+        """Make `packed` where it helps and is not there: on a CPU, for products of x with so many rows (0: who knows). Others are right too."""
+        if self.packed_of and (self.packed_of != self.state() or self.packed_for not in (None, rows)):  # also of a weight that has moved, to a GPU say
             self.packed = self.packed_of = None
         if self.packed or not self.weight.is_cpu:
             return
         weight = self.weight.detach()
-        if weight.dtype == torch.float32 and not SLOW_LINEAR:
-            columns = weight.t().contiguous()
-            self.packed, self.packed_of = lambda x: x @ columns, self.state()
+        if MKL and weight.dtype == torch.float32:  # it packs for one number of rows, and for a single one nothing is quicker than F.linear
+            if rows > 1:
+                packed, multiply = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows), torch.ops.mkl._mkl_linear.default
+                self.packed = lambda x: multiply(x, packed, weight, None, rows)
+            elif rows:
+                self.packed = lambda x: F.linear(x, weight)
         elif ONEDNN and (weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-            self.packed, self.packed_of = lambda x: onednn(x, packed), self.state()
+            packed, rows = torch.ops.mkldnn._reorder_linear_weight(weight), None
+            self.packed = lambda x: onednn(x, packed)
+        self.packed_of, self.packed_for = self.packed and self.state(), rows
 
     @torch.no_grad()
     def quantize(self):
@@ -390,10 +394,12 @@ class T5(nn.Module):
         """The layer that holds the output matrix."""
         return self.shared if self.lm_head is None else self.lm_head
 
-    def pack(self, quantize=False):
-        """Lay the matrices out for fast inference on a CPU (see `Matrix`): a second copy of them, or with `quantize` the only one."""
-        for matrix in {*(m for m in self.modules() if isinstance(m, Linear)), self.unembed}:
-            matrix.quantize() if quantize else matrix.pack()
+    def pack(self, rows=0, quantize=False):
+        """Lay the matrices out for fast inference on a CPU (see `Matrix`): a second copy of them, or with `quantize` the only one.
+        rows: how many the decoder works on in a step."""
+        for matrix, name in ({m: name for name, m in self.named_modules() if isinstance(m, Linear)} | {self.unembed: "head"}).items():
+            reads = name.startswith("encoder") or name.endswith("cross.kv")
+            matrix.quantize() if quantize else matrix.pack(0 if reads else rows)
 
     def encode(self, source, source_mask=None):
         """source (B, S) ids, source_mask (B, S) bool, True = token -> memory (B, S, d)"""
