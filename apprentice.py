@@ -69,10 +69,11 @@ class Decoder:
         model, K, steps, mask = self.model, self.K, self.steps, self.source_mask
         model.pack(len(self.source) * K)
         memory = model.encode(self.source, mask)  # (B, S, d)
-        self.cross = [block.cross.kv(memory) for block in model.decoder.blocks]  # (B, S, 2*H*k) each
+        self.cross = [block.cross.split(block.cross.kv(memory)) for block in model.decoder.blocks]  # (2, B, H, S, k) each
+        self.cross = [(keys.mT.contiguous(), values.contiguous()) for keys, values in self.cross]  # keys in columns: few queries are multiplied quicker
         self.cache = [memory.new_empty(len(memory), steps * K, 2 * math.prod(self.heads)) for _ in self.cross]
         self.bias = model.decoder.position_bias(steps, steps)[:, :, -1:].repeat_interleave(K, dim=-1)  # (1, H, 1, slots): the last step's view of all before it
-        self.memory_bias = None if mask is None or mask.all() else memory.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)[:, None, None]
+        self.memory_bias = None if mask is None or mask.all() else memory.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)[:, None, None].expand(-1, self.heads[0], -1, -1)  # (B, H, 1, S)
         self.seen = torch.zeros(len(memory), K, steps * K, dtype=torch.bool, device=memory.device)
 
     def step(self, tokens):
@@ -102,8 +103,12 @@ class Decoder:
         return attention(q, cache.narrow(1, 0, slots), self.heads, self.mask)
 
     def look(self, q, memory):
-        """Cross-attention: q (B*K, H*k), memory (B, S, 2*H*k) -> (B*K, H*k)"""
-        return attention(q.view(-1, self.K, q.shape[-1]), memory, self.heads, self.memory_bias)
+        """Cross-attention: q (B*K, H*k), memory: keys (B, H, k, S) and values (B, H, S, k) -> (B*K, H*k)"""
+        (keys, values), mask = (x.flatten(0, 1) for x in memory), self.memory_bias
+        q = q.view(-1, self.K, *self.heads).transpose(1, 2).flatten(0, 1)  # (B*H, K, k)
+        scores = torch.bmm(q, keys) if mask is None else torch.baddbmm(mask.flatten(0, 1), q, keys)  # (B*H, K, S)
+        y = torch.bmm(scores.softmax(-1), values)
+        return y.view(-1, self.heads[0], *y.shape[1:]).transpose(1, 2).flatten(2).flatten(0, 1)
 
     def follow(self, parents):
         """parents (B, K): the beam that each beam goes on from."""
@@ -111,7 +116,7 @@ class Decoder:
 
     def keep(self, rows):
         """Drop all sources but `rows` (a vector of indices)."""
-        self.cross, self.cache = ([x[rows] for x in layers] for layers in (self.cross, self.cache))
+        self.cross, self.cache = [(keys[rows], values[rows]) for keys, values in self.cross], [x[rows] for x in self.cache]
         self.seen, self.memory_bias = self.seen[rows], None if self.memory_bias is None else self.memory_bias[rows]
 
 def plain_linear(x, matrix, norm=None, act="", onto=None):

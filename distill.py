@@ -10,6 +10,7 @@ moment goes on with the same command from its last checkpoint, on a CPU to the s
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import inspect
@@ -311,18 +312,20 @@ class ChunkedHead(torch.autograd.Function):
 
         def work(weights):
             h, w, sums = hidden.to(dtype), head.to(dtype), torch.zeros(len(weights), device=device, dtype=torch.promote_types(dtype, torch.float32))
-            grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros(head.shape, device=device, dtype=sums.dtype) if learn_head else None
+            grad_hidden, grad_head = torch.empty_like(hidden), None
             with torch.no_grad(), torch.autocast(device.type, enabled=False):
                 for rows in (slice(start, start + chunk) for start in range(0, N, chunk)):
                     found, grad = losses(product(h[rows], w), rows, weights)
                     sums += found
                     grad_hidden[rows] = product(grad, w.t())
-                    if learn_head and dtype == grad_head.dtype:
+                    if learn_head and grad_head is None:
+                        grad_head = product(grad.t(), h[rows].t()).to(sums.dtype)
+                    elif learn_head and dtype == grad_head.dtype:
                         grad_head.addmm_(grad.t(), h[rows])
                     elif learn_head:
                         grad_head += product(grad.t(), h[rows].t())
                     del grad  # or it would live on beside the next chunk's
-            return sums, grad_hidden, grad_head.to(head.dtype) if learn_head else None
+            return sums, grad_hidden, (torch.zeros_like(head) if grad_head is None else grad_head.to(head.dtype)) if learn_head else None
 
         ctx.work, ctx.weights = work, torch.stack([torch.full((), weight, device=device) for weight in weights])
         sums, *ctx.grads = work(ctx.weights)
@@ -380,7 +383,7 @@ class LiveTeacher:
     @torch.inference_mode()
     def __call__(self, batch, pick):
         with block_states(self.model, self.watched) as self.states:
-            hidden = pick(self.model.decode(T5.shift_right(batch.labels), self.model.encode(batch.source, batch.source_mask), batch.source_mask))
+            hidden = pick(self.model.states(batch.source, T5.shift_right(batch.labels), batch.source_mask))
         return torch.no_grad()(lambda rows: product(hidden[rows], self.head)[:, : self.vocab_size])  # (N, d) is kept, (N, V) never made
 
 class CachedTeacher:
@@ -423,12 +426,21 @@ def digest(*pieces):
     """The first 16 digits of the sha256 of some bytes, or lists of ids."""
     return hashlib.sha256(b"".join(p if isinstance(p, bytes) else np.asarray(p, np.int64).tobytes() for p in pieces)).hexdigest()[:16]
 
+def keep_memory():
+    """Have glibc, if it is there, keep large blocks that are freed for the next ones: else it gives them back to the kernel, which clears fresh pages
+    for every gradient of every step, up to a tenth of its time."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = ctypes.CDLL("libc.so.6"), -1, -3
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
 class Trainer:
     """A student, its teachers (T5s, or LiveTeacher and CachedTeacher) and an optimiser. `step` is one update."""
 
     def __init__(self, student, teachers, config, vocab_size=None):
         c = self.config = config
         self.device, self.steps, self.student = c.torch_device, 0, student.to(c.torch_device).train()
+        keep_memory()
         self.asks = c.uses("kd_weight", "hidden_weight")
         if self.asks and not teachers:
             raise DataError(f"kd_weight is {c.kd_weight}, hidden_weight {c.hidden_weight}, but there is no teacher to learn from")
@@ -476,7 +488,8 @@ class Trainer:
             self.backward(batch, x, share, now) if self.records is None else self.replay(batch, x, share, now)
         if self.lora:
             self.lora.pull()
-        norm = torch.nn.utils.clip_grad_norm_(self.moving, c.grad_clip)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.moving if p.grad is not None])
+        self.optimizer.grad_scale = (norm / c.grad_clip).clamp(min=1)  # what the fused step divides gradients by: clipping without a pass of its own
         *told, grad_norm, tokens = torch.stack([*self.told, norm, sources + sum((b.labels != -100).sum() for b in batches)]).tolist()
         if not math.isfinite(grad_norm):
             raise DataError(f"step {self.steps + 1}: the gradient is not finite; try a lower lr than {c.lr}")
@@ -519,7 +532,7 @@ class Trainer:
         y, is_label, share = pick(batch.labels), pick(is_label), pick(share)  # (N,)
         weight = share * torch.where(is_label, label_weight, rationale_weight)
         with self.autocast, block_states(self.student, c.uses("hidden_weight")) as states:
-            hidden = pick(self.student.decode(target, self.student.encode(batch.source, batch.source_mask), batch.source_mask))  # (N, d)
+            hidden = pick(self.student.states(batch.source, target, batch.source_mask))  # (N, d)
         taught = [teacher(batch, pick) for teacher in self.teachers] if self.asks else []
         trust = self.trust(taught, y, valid) * share / parts  # (teachers, N): added up over all tokens 1
         told = torch.zeros(1 + len(taught), len(y), device=self.device)  # cross-entropy, divergence from each teacher

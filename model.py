@@ -171,9 +171,9 @@ class Matrix:
         self.packed_of, self.packed_for = self.packed and self.state(), rows
 
     @torch.no_grad()
-    def quantize(self):
+    def quantize(self, many=False):
         """Hold the weight in 8 bits alone, as `in_8_bits` does."""
-        self.packed = in_8_bits(self.weight)[0]
+        self.packed = in_8_bits(self.weight, many)[0]
         if isinstance(self, Linear):  # an embedding is still looked up
             self.weight = None
 
@@ -200,15 +200,21 @@ class Matrix:
         return logits.argmax(1)
 
 NARROW = not getattr(torch.cpu, "_is_vnni_supported", bool)()  # 7 bits for x where a CPU without VNNI would overflow with 8
+TILES = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # a CPU that multiplies blocks at once, in 8 bits too
 
-def in_8_bits(weight):
+def in_8_bits(weight, many=False):
     """weight (m, n), as whole numbers from -127 to 127 with a scale for each row -> (a function x -> x @ weight.T that rounds x too, at
-    each call, the weight as it was rounded)"""
+    each call, the weight as it was rounded). many: x will have many rows"""
     scale = weight.abs().amax(1).clamp(min=1e-20) / 127
+    engine = torch.backends.quantized.engine
     with warnings.catch_warnings():  # such tensors go in PyTorch 2.14
         warnings.simplefilter("ignore")
         rounded = torch.quantize_per_channel(weight, scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8)
-    packed = torch.ops.quantized.linear_prepack(rounded, None)
+    try:
+        torch.backends.quantized.engine = "onednn" if many and TILES and ONEDNN else engine  # takes half the time of many rows then, and more of few
+        packed = torch.ops.quantized.linear_prepack(rounded, None)
+    finally:
+        torch.backends.quantized.engine = engine
     return lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=NARROW), rounded.dequantize()
 
 class Linear(nn.Linear, Matrix):
@@ -225,8 +231,28 @@ class Embedding(nn.Embedding, Matrix):
     def reset_parameters(self):
         """Left to the T5 that it stands in."""
 
+class Normed(torch.autograd.Function):
+    """RMSNorm in float32 on a CPU, where F.rms_norm and its gradient go over x a dozen times, up to four times as slow. Its gradient is LayerNorm's with a
+    mean of 0 and 1 / rms for 1 / sigma, but for one term: LayerNorm also takes away what the mean would have moved."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # 1 / rms, (..., 1)
+        ctx.save_for_backward(x, scale, weight)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, scale, weight = ctx.saved_tensors
+        needs = [*ctx.needs_input_grad[:2], False]
+        dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(dy, x, weight.shape, torch.zeros_like(scale), scale, weight, None, needs)
+        return dx.add_(scale * (dy @ weight)[..., None] / len(weight)) if needs[0] else None, dweight if needs[1] else None, None
+
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, arXiv 1910.07467), the mean in float32."""
+
+    def forward(self, x):
+        return Normed.apply(x, self.weight, self.eps) if x.is_cpu and x.dtype == self.weight.dtype == torch.float32 else super().forward(x)
 
 class Dropout(nn.Dropout):
     """In training each number is 0 with probability p, else divided by 1 - p. On a CPU 64 random bits serve four numbers, p to the nearest
@@ -276,7 +302,7 @@ class Attention(nn.Module):
 
     def __init__(self, config, cross=False):
         super().__init__()
-        self.heads, self.cross, self.dropout = config.num_heads, cross, config.dropout_rate
+        self.heads, self.cross, self.dropout = config.num_heads, cross, Dropout(config.dropout_rate)
         inner = config.num_heads * config.d_kv
         if cross:
             self.q, self.kv = Linear(config.d_model, inner), Linear(config.d_model, 2 * inner)
@@ -294,7 +320,12 @@ class Attention(nn.Module):
             (q,), (k, v) = self.split(self.q(x)), self.split(self.kv(memory))
         else:
             q, k, v = self.split(self.qkv(x))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0, scale=1.0)
+        p = self.dropout.p if self.training else 0.0
+        if p and x.is_cpu:  # the same written out, with a quicker dropout
+            scores = q @ k.mT  # (B, H, T, keys)
+            y = self.dropout((scores if bias is None else scores + bias).softmax(-1)) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
 class FeedForward(nn.Module):
@@ -399,17 +430,27 @@ class T5(nn.Module):
         rows: how many the decoder works on in a step."""
         for matrix, name in ({m: name for name, m in self.named_modules() if isinstance(m, Linear)} | {self.unembed: "head"}).items():
             reads = name.startswith("encoder") or name.endswith("cross.kv")
-            matrix.quantize() if quantize else matrix.pack(0 if reads else rows)
+            matrix.quantize(reads) if quantize else matrix.pack(0 if reads else rows)
 
     def encode(self, source, source_mask=None):
         """source (B, S) ids, source_mask (B, S) bool, True = token -> memory (B, S, d)"""
-        return self.encoder(self.shared(source), None if source_mask is None else source_mask[:, None, None, :])
+        return self.encoder(self.embedded(source), None if source_mask is None else source_mask[:, None, None, :])
 
     def decode(self, target, memory, source_mask=None):
         """target (B, T) decoder input ids, memory (B, S, d) -> states (B, T, d), ready for the head"""
         causal = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool, device=target.device).tril()
-        x = self.decoder(self.shared(target), causal, memory, None if source_mask is None else source_mask[:, None, None, :])
+        x = self.decoder(self.embedded(target), causal, memory, None if source_mask is None else source_mask[:, None, None, :])
         return self.scaled(x)
+
+    def states(self, source, target, source_mask=None):
+        """As `decode` of what `encode` gives, the words of both looked up at once: a lookup's gradient is as large as the whole embedding."""
+        words = self.shared(torch.cat([source.flatten(), target.flatten()]))
+        source, target = (x.view(*ids.shape, -1) for x, ids in zip(words.split([source.numel(), target.numel()]), (source, target), strict=True))
+        return self.decode(target, self.encode(source, source_mask), source_mask)
+
+    def embedded(self, x):
+        """ids (B, T), or what they were looked up as -> (B, T, d)"""
+        return x if x.is_floating_point() else self.shared(x)
 
     def scaled(self, x):
         """The decoder's output as the head takes it."""
@@ -417,7 +458,7 @@ class T5(nn.Module):
 
     def forward(self, source, target, source_mask=None):
         """source (B, S) ids, target (B, T) decoder input ids, source_mask (B, S) bool, True = token -> logits (B, T, V)"""
-        return self.unembed.product(self.decode(target, self.encode(source, source_mask), source_mask))
+        return self.unembed.product(self.states(source, target, source_mask))
 
     @staticmethod
     def shift_right(labels):
