@@ -242,7 +242,8 @@ class RMSNorm(nn.RMSNorm):
     @staticmethod
     def scale(x, eps):
         """x (..., n) -> 1 / rms (..., 1), in fewer passes than F.rms_norm, which for many rows take half the time"""
-        return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.addcmul(x.new_full((1,), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 class Normed(torch.autograd.Function):
     """RMSNorm with its gradient: LayerNorm's with a mean of 0 and 1 / rms for 1 / sigma, but for one term, as LayerNorm takes away
