@@ -10,7 +10,6 @@ moment goes on with the same command from its last checkpoint, on a CPU to the s
 """
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import inspect
@@ -426,21 +425,12 @@ def digest(*pieces):
     """The first 16 digits of the sha256 of some bytes, or lists of ids."""
     return hashlib.sha256(b"".join(p if isinstance(p, bytes) else np.asarray(p, np.int64).tobytes() for p in pieces)).hexdigest()[:16]
 
-def keep_memory():
-    """Have glibc, if it is there, keep large blocks that are freed for the next ones: else it gives them back to the kernel, which clears fresh pages
-    for every gradient of every step, up to a tenth of its time."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = ctypes.CDLL("libc.so.6"), -1, -3
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
 class Trainer:
     """A student, its teachers (T5s, or LiveTeacher and CachedTeacher) and an optimiser. `step` is one update."""
 
     def __init__(self, student, teachers, config, vocab_size=None):
         c = self.config = config
         self.device, self.steps, self.student = c.torch_device, 0, student.to(c.torch_device).train()
-        keep_memory()
         self.asks = c.uses("kd_weight", "hidden_weight")
         if self.asks and not teachers:
             raise DataError(f"kd_weight is {c.kd_weight}, hidden_weight {c.hidden_weight}, but there is no teacher to learn from")

@@ -119,17 +119,56 @@ def test_products_and_their_gradients_are_those_of_float64(rows, slow, monkeypat
     assert m.product(x.detach(), w).requires_grad and not m.product(x.detach(), w.detach()).requires_grad
 
 
+@pytest.mark.parametrize("learns", [(True, True), (True, False), (False, True)])
+def test_the_norm_and_its_gradients_are_those_of_float64(learns):
+    """The same formula by PyTorch's own derivatives; a row of zeros, a far one and a tiny one included."""
+    torch.manual_seed(0)
+    norm = m.RMSNorm(24, 1e-6)
+    x, dy = 3 * torch.randn(2, 5, 24) + 1, torch.randn(2, 5, 24)
+    x[0, 0], x[0, 1], x[0, 2] = 0, x[0, 1] * 1e6, x[0, 2] * 1e-4
+    norm.weight.data.normal_(1, 0.5)
+    wanted = [t for t, learn in zip((x.requires_grad_(learns[0]), norm.weight.requires_grad_(learns[1])), learns, strict=True) if learn]
+    xd, wd = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+    yd = xd / (xd.square().mean(-1, keepdim=True) + 1e-6).sqrt() * wd
+    y = norm(x)
+    torch.testing.assert_close(y.double(), yd, rtol=1e-5, atol=1e-6)
+    sides = [t for t, learn in zip((xd, wd), learns, strict=True) if learn]
+    for got, want in zip(torch.autograd.grad(y, wanted, dy), torch.autograd.grad(yd, sides, dy.double()), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), y, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_weights_packed_for_some_rows_multiply_any(rows, monkeypatch):
+    """On every processor's way."""
+    torch.manual_seed(0)
+    for mkl, slow in ((True, False), (False, True), (False, False)):
+        monkeypatch.setattr(m, "MKL", mkl and torch.backends.mkl.is_available())
+        monkeypatch.setattr(m, "SLOW_LINEAR", slow and m.ONEDNN)
+        matrix = m.Linear(24, 40)
+        with torch.inference_mode():
+            matrix.pack(rows)
+            for shape in ((1,), (rows,), (rows + 1,), (3, 7)):
+                x = torch.randn(*shape, 24)
+                want = (x.double() @ matrix.weight.double().T).float()
+                torch.testing.assert_close(matrix.product(x), want, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close((matrix.packed or matrix.product)(x), want, rtol=1e-5, atol=1e-5)
+            matrix.pack(rows + 1)  # for others
+            torch.testing.assert_close(matrix.product(x), want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_packed_weights_change_nothing_and_are_never_stale(tied):
     net, other = small(tied), small(tied, seed=1)
     x = torch.randint(2, 50, (3, 6))
     with torch.no_grad():
         plain, want = net(x, x), other(x, x)
-        net.pack()
+        net.pack(3)
         torch.testing.assert_close(net(x, x), plain)
         net.load_state_dict(other.state_dict())  # the weights change under the packed copies
         torch.testing.assert_close(net(x, x), want)
-        net.pack()
+        net.pack(3)
         torch.testing.assert_close(net(x, x), want)
     assert net.state_dict().keys() == other.state_dict().keys()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
@@ -140,7 +179,7 @@ def test_packed_weights_change_nothing_and_are_never_stale(tied):
     again.load_state_dict(net.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(net(x, x), again(x, x), rtol=0, atol=1e-6)
-        net.pack()
+        net.pack(3)
         torch.testing.assert_close(net(x, x), again(x, x))
     net(x, x)
     assert not any(vars(part).get("packed") for part in net.modules())
