@@ -72,8 +72,10 @@ class Decoder:
         self.cross = [block.cross.split(block.cross.kv(memory)) for block in model.decoder.blocks]  # (2, B, H, S, k) each
         self.cross = [(keys.mT.contiguous(), values.contiguous()) for keys, values in self.cross]  # keys in columns: few queries are multiplied quicker
         self.cache = [memory.new_empty(len(memory), steps * K, 2 * math.prod(self.heads)) for _ in self.cross]
-        self.bias = model.decoder.position_bias(steps, steps)[:, :, -1:].repeat_interleave(K, dim=-1)  # (1, H, 1, slots): the last step's view of all before it
-        self.memory_bias = None if mask is None or mask.all() else memory.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)[:, None, None].expand(-1, self.heads[0], -1, -1)  # (B, H, 1, S)
+        self.bias = model.decoder.position_bias(steps, steps)[:, :, -1:].repeat_interleave(K, dim=-1)  # (1, H, 1, slots): the last step's view of all
+        self.memory_bias = None  # (B, H, 1, S)
+        if mask is not None and not mask.all():
+            self.memory_bias = memory.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)[:, None, None].repeat(1, self.heads[0], 1, 1)
         self.seen = torch.zeros(len(memory), K, steps * K, dtype=torch.bool, device=memory.device)
 
     def step(self, tokens):
@@ -104,9 +106,9 @@ class Decoder:
 
     def look(self, q, memory):
         """Cross-attention: q (B*K, H*k), memory: keys (B, H, k, S) and values (B, H, S, k) -> (B*K, H*k)"""
-        (keys, values), mask = (x.flatten(0, 1) for x in memory), self.memory_bias
+        (keys, values), bias = (x.flatten(0, 1) for x in memory), self.memory_bias
         q = q.view(-1, self.K, *self.heads).transpose(1, 2).flatten(0, 1)  # (B*H, K, k)
-        scores = torch.bmm(q, keys) if mask is None else torch.baddbmm(mask.flatten(0, 1), q, keys)  # (B*H, K, S)
+        scores = torch.bmm(q, keys) if bias is None else torch.baddbmm(bias.flatten(0, 1), q, keys)  # (B*H, K, S)
         y = torch.bmm(scores.softmax(-1), values)
         return y.view(-1, self.heads[0], *y.shape[1:]).transpose(1, 2).flatten(2).flatten(0, 1)
 
