@@ -60,14 +60,14 @@ class Decoder:
 
     def __init__(self, model, source, source_mask, num_beams, steps):
         self.model, self.source, self.source_mask, self.K, self.steps = model, source, source_mask, num_beams, steps
-        self.heads, self.act, self.linear, self.length = (model.config.num_heads, model.config.d_kv), model.config.feed_forward_proj, plain_linear, 0
+        self.heads, self.length, self.linear = (model.config.num_heads, model.config.d_kv), 0, plain_linear
         self.layers = [((b.attention_norm, b.attention.qkv, b.attention.out), (b.cross_norm, b.cross.q, b.cross.out), (b.ff_norm, b.ff.wi, b.ff.wo))
                        for b in model.decoder.blocks]  # fmt: skip
 
     def begin(self):
         """Read the sources."""
         model, K, steps, mask = self.model, self.K, self.steps, self.source_mask
-        model.pack(len(self.source) * K)
+        model.pack()
         memory = model.encode(self.source, mask)  # (B, S, d)
         self.cross = [block.cross.split(block.cross.kv(memory)) for block in model.decoder.blocks]  # (2, B, H, S, k) each
         self.cross = [(keys.mT.contiguous(), values.contiguous()) for keys, values in self.cross]  # keys in columns: few queries are multiplied quicker
@@ -81,11 +81,11 @@ class Decoder:
     def step(self, tokens):
         """tokens (B, K), the newest of every beam -> the states that the head takes to tell the next, (B, K, d)"""
         self.open_slots()
-        x, linear = self.model.shared(tokens).flatten(0, 1), self.linear  # (B*K, d)
+        x, linear, act = self.model.shared(tokens).flatten(0, 1).clone(), self.linear, self.model.config.feed_forward_proj  # (B*K, d), written to below
         for ((norm, qkv, out), (cross_norm, cross_q, cross_out), (ff_norm, wi, wo)), cache, memory in zip(self.layers, self.cache, self.cross, strict=True):
             linear(self.attend(linear(x, qkv, norm), cache), out, onto=x)
             linear(self.look(linear(x, cross_q, cross_norm), memory), cross_out, onto=x)
-            linear(linear(x, wi, ff_norm, self.act), wo, onto=x)
+            linear(linear(x, wi, ff_norm, act), wo, onto=x)
         return self.model.scaled(self.model.decoder.norm(x)).view(*tokens.shape, -1)
 
     def open_slots(self):
@@ -124,7 +124,7 @@ class Decoder:
 def plain_linear(x, matrix, norm=None, act="", onto=None):
     """x (R, n), normed if a norm is given, times a Matrix, then act: relu | gated-gelu, of which half as many numbers are left -> (R, m), or added
     to `onto` (R, m) in place"""
-    y = (matrix.packed or matrix.product)(x if norm is None else norm.forward(x))
+    y = matrix.product(x if norm is None else norm.forward(x))
     if onto is not None:
         return onto.add_(y)
     if act == "gated-gelu":
@@ -251,7 +251,7 @@ class Greedy(Search):
     def begin(self):
         super().begin()
         head = self.decoder.model.unembed
-        self.sifts = not self.draw and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
+        self.sifts = not self.draw and head.packed_of and head.packed_of == head.state() and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
 
     def advance(self, banned):
         """A token for each source, but not </s> where it is banned."""
@@ -390,6 +390,7 @@ class StaticDecoder(Decoder):
             place.copy_(F.pad(x, (0, S - s))[rows])
 
     def begin(self):
+        self.model.pack()  # what a CPU has left there goes
         memory = self.model.encode(self.source, self.source_mask)
         for block, cross in zip(self.model.decoder.blocks, self.cross, strict=True):
             torch.matmul(memory, block.cross.kv.weight.t(), out=cross)
@@ -410,7 +411,7 @@ class StaticDecoder(Decoder):
 def plain_attention(q, kv, heads, K, seen, bias=None, filled=None):
     """Cross-attention of q (B*K, H*k) to kv (B, keys, 2*H*k) where seen (B, keys). With `filled` self-attention of q with its own keys and values
     behind it (B*K, 3*H*k): they go to the last K of the `filled` slots of the cache kv, which is attended to where seen (B, K, slots), under
-    bias (H, steps) of the last step. -> (B*K, H*k)"""
+    bias (H, steps) of the last step; of those K each beam has seen its own alone. -> (B*K, H*k)"""
     q, places, inner = q.unflatten(0, (-1, K)), torch.arange(kv.shape[1], device=q.device), kv.shape[2] // 2
     if filled is None:
         mask = torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -math.inf)[:, None, None]

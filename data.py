@@ -19,7 +19,6 @@ import sys
 import time
 import urllib.request
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from email.utils import mktime_tz, parsedate_tz
 from functools import lru_cache
@@ -453,34 +452,45 @@ def train_vocabulary(texts, path, size):
 # --- formats: how an example is put to the model, and its answer read back ---------------------------------------------
 @dataclass(frozen=True)
 class Format:
-    """A way to put an example to the model. `write`: its function; `answer`: the pattern that reads the target back; `words` stand for the labels."""
-    write: Callable
+    """A way to put an example to the model. source: its text, or several wordings of it; target: (part, text, the word without which it is left
+    out), joined by spaces; answer: the pattern that reads the target back; `words` stand for the labels."""
+    name: str
+    source: str | tuple
+    target: tuple
     answer: str
     words: tuple = LABELS
 
     @property
-    def name(self):
-        return self.write.__name__
-
-    @property
     def parts(self):
         """What a target is made of, in order: of "label" and "rationale"."""
-        return tuple(dict.fromkeys(part for part, _ in self.write("p", "h", "l", "r")[1]))
+        return tuple(dict.fromkeys(part for part, *_ in self.target))
 
     @property
     def needs(self):
         """What an example must have: the parts, and a rationale where the source shows it."""
-        return {*self.parts} | ({"rationale"} if self.write("p", "h", "l", "r")[0] != self.write("p", "h", "l", "")[0] else set())
+        return {*self.parts} | ({"rationale"} if "{reason}" in self.source else set())
 
     def pieces(self, example, explanation=0):
         """(source, [(part, text), …]): the texts joined by spaces are the target, without what the example lacks; own words are rationale."""
-        label = self.words[LABELS.index(example.label)] if example.label else ""
-        reason, wording = "".join(example.explanations[explanation:][:1]), sum(example.id.encode())
-        source, pieces = self.write(example.premise, example.hypothesis, label, reason, wording)
-        return source, [(part, text) for part, text in pieces if text]
+        said = {"label": self.words[LABELS.index(example.label)] if example.label else "", "reason": "".join(example.explanations[explanation:][:1]),
+                "premise": example.premise, "hypothesis": example.hypothesis}  # fmt: skip
+        source = self.source if isinstance(self.source, str) else self.source[sum(example.id.encode()) % len(self.source)]
+        return source.format(**said), [(part, text.format(**said)) for part, text, needed in self.target if said[needed]]
 
     def render(self, example, explanation=0):
-        """(source text, target text)."""
+        """(source text, target text).
+        >>> example = Example("1", "a spaniel naps.", "a dog rests.", "entailment", ("a spaniel is a dog.",))
+        >>> for name, format in FORMATS.items():
+        ...     print(name, *format.render(example), sep=" | ")
+        predict | predict: premise: a spaniel naps. hypothesis: a dog rests. | entailment
+        explain | explain: premise: a spaniel naps. hypothesis: a dog rests. | a spaniel is a dog.
+        label_then_rationale | judge: premise: a spaniel naps. hypothesis: a dog rests. | entailment explanation: a spaniel is a dog.
+        rationale_then_label | reason: premise: a spaniel naps. hypothesis: a dog rests. | a spaniel is a dog. answer: entailment
+        instruction | Read the text and judge the claim. Text: a spaniel naps. Claim: a dog rests. Does the claim follow from the text? OPTIONS: - yes - it is not possible to tell - no | yes
+        simulate_input | guess: premise: a spaniel naps. hypothesis: a dog rests. | entailment
+        simulate_reason | guess: reason: a spaniel is a dog. | entailment
+        simulate_both | guess: premise: a spaniel naps. hypothesis: a dog rests. reason: a spaniel is a dog. | entailment
+        """
         source, pieces = self.pieces(example, explanation)
         return source, " ".join(text for _, text in pieces)
 
@@ -492,85 +502,26 @@ class Format:
         word = " ".join(said["label"].lower().split())
         return (LABELS[self.words.index(word)] if word else None, said["rationale"].strip()) if found else (None, text)
 
-FORMATS, REASON = {}, r"(?P<rationale>.*)"
-
-def read_by(answer, words=LABELS):
-    """Make a function (premise, hypothesis, the label's word, reason, wording) -> (source, pieces) the format of its name."""
-    def register(write):
-        FORMATS[write.__name__] = Format(write, answer, words)
-        return write
-    return register
-
-@read_by("LABEL")
-def predict(premise, hypothesis, label="", reason="", wording=0):
-    """The label: with `explain` the two tasks of Distilling step-by-step (Hsieh et al. 2023, arXiv 2305.02301).
-    >>> predict("a spaniel naps.", "a dog rests.", "entailment")
-    ('predict: premise: a spaniel naps. hypothesis: a dog rests.', [('label', 'entailment')])
-    """
-    return f"predict: premise: {premise} hypothesis: {hypothesis}", [("label", label)]
-
-@read_by(REASON)
-def explain(premise, hypothesis, label="", reason="", wording=0):
-    """The reason, without being told the label.
-    >>> explain("a spaniel naps.", "a dog rests.", "entailment", "a spaniel is a dog.")
-    ('explain: premise: a spaniel naps. hypothesis: a dog rests.', [('rationale', 'a spaniel is a dog.')])
-    """
-    return f"explain: premise: {premise} hypothesis: {hypothesis}", [("rationale", reason)]
-
-@read_by(rf"LABEL(\s*explanation:\s*{REASON})?")
-def label_then_rationale(premise, hypothesis, label="", reason="", wording=0):
-    """The label first, as in WT5 (Narang et al. 2020, arXiv 2004.14546): the reason cannot help it.
-    >>> label_then_rationale("a dog rests.", "a dog naps.", "neutral", "it may be awake.")[1]
-    [('label', 'neutral'), ('rationale', 'explanation:'), ('rationale', 'it may be awake.')]
-    """
-    return f"judge: premise: {premise} hypothesis: {hypothesis}", [("label", label), ("rationale", reason and "explanation:"), ("rationale", reason)]
-
-@read_by(rf"({REASON}\s)?answer:\s*LABEL")
-def rationale_then_label(premise, hypothesis, label="", reason="", wording=0):
-    """The reason first, a chain of thought (Wei et al. 2022, arXiv 2201.11903): the label can lean on it.
-    >>> rationale_then_label("a spaniel naps.", "a dog rests.", "entailment", "a spaniel is a dog.")[1]
-    [('rationale', 'a spaniel is a dog.'), ('rationale', 'answer:'), ('label', 'entailment')]
-    """
-    return f"reason: premise: {premise} hypothesis: {hypothesis}", [("rationale", reason), ("rationale", label and "answer:"), ("label", label)]
-
-WORDINGS = (
+PAIR, CHOICES = "premise: {premise} hypothesis: {hypothesis}", ("yes", "it is not possible to tell", "no")
+LABEL, WHY, REASON = ("label", "{label}", "label"), ("rationale", "{reason}", "reason"), r"(?P<rationale>.*)"
+WORDINGS = tuple(f"{wording} OPTIONS: - {' - '.join(CHOICES)}" for wording in (
     "{premise} Given only this, is it true that: {hypothesis}",
     "Read the text and judge the claim. Text: {premise} Claim: {hypothesis} Does the claim follow from the text?",
     "Suppose we know this: {premise} Can we be sure of this: {hypothesis}",
-    'Here is a sentence: "{premise}" And here is another: "{hypothesis}" If the first is true, is the second true as well?')
-
-@read_by(r"-?\s*LABEL", words=("yes", "it is not possible to tell", "no"))
-def instruction(premise, hypothesis, label="", reason="", wording=0):
-    """A request in the manner of FLAN (Wei et al. 2021, arXiv 2109.01652), in one of several wordings, with the options that it has.
-    >>> instruction("A spaniel naps.", "A dog rests.", "yes", wording=2)[0]
-    'Suppose we know this: A spaniel naps. Can we be sure of this: A dog rests. OPTIONS: - yes - it is not possible to tell - no'
-    """
-    options = " - ".join(("OPTIONS:", *FORMATS["instruction"].words))
-    return f"{WORDINGS[wording % len(WORDINGS)].format(premise=premise, hypothesis=hypothesis)} {options}", [("label", label)]
-
-@read_by("LABEL")
-def simulate_input(premise, hypothesis, label="", reason="", wording=0):
-    """What will another model answer? A simulator's three tasks (Hase et al. 2020, arXiv 2010.04119): from the input, its reason, or both.
-    >>> simulate_input("a spaniel naps.", "a dog rests.", "entailment")
-    ('guess: premise: a spaniel naps. hypothesis: a dog rests.', [('label', 'entailment')])
-    """
-    return f"guess: premise: {premise} hypothesis: {hypothesis}", [("label", label)]
-
-@read_by("LABEL")
-def simulate_reason(premise, hypothesis, label="", reason="", wording=0):
-    """As simulate_input, from the reason alone.
-    >>> simulate_reason("a spaniel naps.", "a dog rests.", "entailment", "a spaniel is a dog.")
-    ('guess: reason: a spaniel is a dog.', [('label', 'entailment')])
-    """
-    return f"guess: reason: {reason}", [("label", label)]
-
-@read_by("LABEL")
-def simulate_both(premise, hypothesis, label="", reason="", wording=0):
-    """As simulate_input, from the sentences and the reason.
-    >>> simulate_both("a spaniel naps.", "a dog rests.", "entailment", "a spaniel is a dog.")[0]
-    'guess: premise: a spaniel naps. hypothesis: a dog rests. reason: a spaniel is a dog.'
-    """
-    return f"{simulate_input(premise, hypothesis)[0]} reason: {reason}", [("label", label)]
+    'Here is a sentence: "{premise}" And here is another: "{hypothesis}" If the first is true, is the second true as well?'))
+FORMATS = {format.name: format for format in (
+    Format("predict", f"predict: {PAIR}", (LABEL,), "LABEL"),  # with explain the two tasks of Hsieh et al. 2023, arXiv 2305.02301
+    Format("explain", f"explain: {PAIR}", (WHY,), REASON),  # without being told the label
+    # The label first, as in WT5 (Narang et al. 2020, arXiv 2004.14546): the reason cannot help it.
+    Format("label_then_rationale", f"judge: {PAIR}", (LABEL, ("rationale", "explanation:", "reason"), WHY), rf"LABEL(\s*explanation:\s*{REASON})?"),
+    # The reason first, a chain of thought (Wei et al. 2022, arXiv 2201.11903): the label can lean on it.
+    Format("rationale_then_label", f"reason: {PAIR}", (WHY, ("rationale", "answer:", "label"), LABEL), rf"({REASON}\s)?answer:\s*LABEL"),
+    # A request in the manner of FLAN (Wei et al. 2021, arXiv 2109.01652), in one of several wordings, with the options that it has.
+    Format("instruction", WORDINGS, (LABEL,), r"-?\s*LABEL", CHOICES),
+    # What will another model answer? A simulator's three tasks (Hase et al. 2020, arXiv 2010.04119): from the input, its reason, or both.
+    Format("simulate_input", f"guess: {PAIR}", (LABEL,), "LABEL"),
+    Format("simulate_reason", "guess: reason: {reason}", (LABEL,), "LABEL"),
+    Format("simulate_both", f"guess: {PAIR} reason: {{reason}}", (LABEL,), "LABEL"))}
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):

@@ -318,7 +318,7 @@ class ChunkedHead(torch.autograd.Function):
                     sums += found
                     grad_hidden[rows] = product(grad, w.t())
                     if learn_head and grad_head is None:
-                        grad_head = product(grad.t(), h[rows].t()).to(sums.dtype)
+                        grad_head = (grad.t() @ h[rows]).to(sums.dtype)
                     elif learn_head and dtype == grad_head.dtype:
                         grad_head.addmm_(grad.t(), h[rows])
                     elif learn_head:
@@ -479,7 +479,7 @@ class Trainer:
         if self.lora:
             self.lora.pull()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.moving if p.grad is not None])
-        self.optimizer.grad_scale = (norm / c.grad_clip).clamp(min=1)  # what the fused step divides gradients by: clipping without a pass of its own
+        self.optimizer.grad_scale = (norm / c.grad_clip).clamp(min=1).float()  # what the fused step divides gradients by: clipping without its own pass
         *told, grad_norm, tokens = torch.stack([*self.told, norm, sources + sum((b.labels != -100).sum() for b in batches)]).tolist()
         if not math.isfinite(grad_norm):
             raise DataError(f"step {self.steps + 1}: the gradient is not finite; try a lower lr than {c.lr}")

@@ -566,7 +566,7 @@ def attributions(apprentice, line, reason):
         embedded = model.shared(batch.source).detach().requires_grad_()  # (1, S, d)
         logits = model.unembed.product(model.decode(T5.shift_right(batch.labels), model.encoder(embedded)))
         scores = F.cross_entropy(logits[0], batch.labels[0], reduction="none")  # (T,)
-        first_word = len(apprentice.tokenizer.encode(format.write("", "")[0].split()[0])) - 1  # "explain:", which the other task lacks
+        first_word = len(apprentice.tokenizer.encode(format.source.split()[0])) - 1  # "explain:", which the other task lacks
         for part in format.parts:
             slope = torch.autograd.grad(scores[batch.label_tokens[0] == (part == "label")].sum(), embedded, retain_graph=True)[0]
             found[part] = (slope * embedded).sum(-1).abs()[0, first_word:-1].detach().cpu().numpy()

@@ -126,8 +126,8 @@ def onednn(x, weight):
 
 CPU_NAME = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.processor()
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-MKL = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear") and "Intel" in CPU_NAME
 SLOW_LINEAR = ONEDNN and "Intel" not in CPU_NAME  # on Intel's processors F.linear is the faster of the two, elsewhere oneDNN forward may take half its time
+FEW_ROWS = 8  # of x, with which F.linear is there faster than a product with a packed weight
 
 def product(x, weight):
     """x (..., n) @ weight (m, n).T -> (..., m), with gradients: F.linear, in the fastest way that this machine has."""
@@ -140,7 +140,8 @@ class Matrix:
     the order in which the product's kernel reads it, in its own numbers or in 8 bits. Products of few rows then take a third of the
     time. A copy in its own numbers goes as soon as a gradient is asked for, or its weight is seen to have changed."""
 
-    packed = packed_of = packed_for = draft = draft_of = None
+    packed = packed_of = draft = draft_of = None
+    least = 0  # rows of x for which `packed` is made use of
 
     def state(self):  # changes with the weight, but for edits of weight.data, which nobody can see
         return self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
@@ -149,33 +150,27 @@ class Matrix:
         """x (..., n) -> x @ weight.T (..., m)"""
         if self.packed_of and (torch.is_grad_enabled() or self.packed_of != self.state()):
             self.packed = self.packed_of = None
-        return product(x, self.weight) if self.packed is None else self.packed(x)
+        return product(x, self.weight) if self.packed is None or self.least and x.shape[:-1].numel() < self.least else self.packed(x)
 
     @torch.no_grad()
-    def pack(self, rows=0):
-        """Make `packed` where it helps and is not there: on a CPU, for products of x with so many rows (0: who knows). Others are right too."""
-        if self.packed_of and (self.packed_of != self.state() or self.packed_for not in (None, rows)):  # also of a weight that has moved, to a GPU say
+    def pack(self):
+        """Make `packed` where it helps and is not there: on a CPU, with oneDNN."""
+        if self.packed_of and self.packed_of != self.state():  # also of a weight that has moved, to a GPU say
             self.packed = self.packed_of = None
-        if self.packed or not self.weight.is_cpu:
+        if self.packed or not ONEDNN or not self.weight.is_cpu:
             return
-        weight = self.weight.detach()
-        if MKL and weight.dtype == torch.float32:  # it packs for one number of rows, and for a single one nothing is quicker than F.linear
-            if rows > 1:
-                packed, multiply = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows), torch.ops.mkl._mkl_linear.default
-                self.packed = lambda x: multiply(x, packed, weight, None, rows)
-            elif rows:
-                self.packed = lambda x: F.linear(x, weight)
-        elif ONEDNN and (weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-            packed, rows = torch.ops.mkldnn._reorder_linear_weight(weight), None
-            self.packed = lambda x: onednn(x, packed)
-        self.packed_of, self.packed_for = self.packed and self.state(), rows
+        if self.weight.dtype == torch.float32 or self.weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            self.packed, self.packed_of = lambda x: onednn(x, packed), self.state()
+            self.least = 0 if SLOW_LINEAR or self.weight.dtype == torch.bfloat16 else FEW_ROWS
 
     @torch.no_grad()
     def quantize(self, many=False):
         """Hold the weight in 8 bits alone, as `in_8_bits` does."""
-        self.packed = in_8_bits(self.weight, many)[0]
-        if isinstance(self, Linear):  # an embedding is still looked up
-            self.weight = None
+        if self.packed is None or self.packed_of:
+            self.packed, self.packed_of, self.least = in_8_bits(self.weight, many)[0], None, 0
+            if isinstance(self, Linear):  # an embedding is still looked up
+                self.weight = None
 
     @torch.no_grad()
     def largest(self, x, banned):
@@ -246,8 +241,8 @@ class RMSNorm(nn.RMSNorm):
         return torch.addcmul(x.new_full((1,), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 class Normed(torch.autograd.Function):
-    """RMSNorm with its gradient: LayerNorm's with a mean of 0 and 1 / rms for 1 / sigma, but for one term, as LayerNorm takes away
-    what the mean would have moved too."""
+    """RMSNorm with its gradient, for autograd and once: LayerNorm's with a mean of 0 and 1 / rms for 1 / sigma, but for one term, as LayerNorm
+    takes away what the mean would have moved too."""
 
     @staticmethod
     def forward(ctx, x, weight, eps):
@@ -256,11 +251,12 @@ class Normed(torch.autograd.Function):
         return x.mul(scale).mul_(weight)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         x, scale, weight = ctx.saved_tensors
         needs = [*ctx.needs_input_grad[:2], False]
         dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(dy, x, weight.shape, torch.zeros_like(scale), scale, weight, None, needs)
-        return dx.add_(scale * (dy @ weight)[..., None] / len(weight)) if needs[0] else None, dweight if needs[1] else None, None
+        return dx.add_(scale * (dy * weight).mean(-1, keepdim=True)) if needs[0] else None, dweight if needs[1] else None, None
 
 class Dropout(nn.Dropout):
     """In training each number is 0 with probability p, else divided by 1 - p. On a CPU 64 random bits serve four numbers, p to the nearest
@@ -331,7 +327,7 @@ class Attention(nn.Module):
         p = self.dropout.p if self.training else 0.0
         if p and x.is_cpu:  # the same written out, with a quicker dropout
             scores = q @ k.mT  # (B, H, T, keys)
-            y = self.dropout((scores if bias is None else scores + bias).softmax(-1)) @ v
+            y = self.dropout(torch._safe_softmax(scores if bias is None else scores + bias, -1)) @ v  # 0 where all is hidden
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
@@ -433,12 +429,10 @@ class T5(nn.Module):
         """The layer that holds the output matrix."""
         return self.shared if self.lm_head is None else self.lm_head
 
-    def pack(self, rows=0, quantize=False):
-        """Lay the matrices out for fast inference on a CPU (see `Matrix`): a second copy of them, or with `quantize` the only one.
-        rows: how many the decoder works on in a step."""
+    def pack(self, quantize=False):
+        """Lay the matrices out for fast inference on a CPU (see `Matrix`): a second copy of them, or with `quantize` the only one."""
         for matrix, name in ({m: name for name, m in self.named_modules() if isinstance(m, Linear)} | {self.unembed: "head"}).items():
-            reads = name.startswith("encoder") or name.endswith("cross.kv")
-            matrix.quantize(reads) if quantize else matrix.pack(0 if reads else rows)
+            matrix.quantize(many=name.startswith("encoder") or name.endswith("cross.kv")) if quantize else matrix.pack()
 
     def encode(self, source, source_mask=None):
         """source (B, S) ids, source_mask (B, S) bool, True = token -> memory (B, S, d)"""

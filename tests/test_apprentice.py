@@ -249,7 +249,7 @@ def test_gpu_a_step_gives_the_logits_of_the_whole_pass(dtype, fused):
         decoder = StaticDecoder(net, 8, 32, K, 6)
         assert decoder.linear is apprentice.fused_linear or not apprentice.triton
         if not fused:
-            decoder.linear, decoder.attend = apprentice.plain_linear, apprentice.plain_attention
+            decoder.linear, decoder.attention = apprentice.plain_linear, apprentice.plain_attention
         decoder.load(source, mask)
         decoder.begin()
         written = torch.zeros(5, K, 1, dtype=torch.long, device="cuda")
@@ -278,7 +278,9 @@ def test_gpu_kernels_compute_what_the_plain_functions_compute(K):
     caches = [torch.zeros(B, steps * K, 2 * H * k, device="cuda") for _ in range(2)]
     for t in range(steps):
         given = torch.randn(B * K, 3 * H * k, device="cuda")
-        how = bias, torch.rand(B, K, steps * K, device="cuda") < 0.5, torch.tensor([t * K], device="cuda")
+        seen = torch.rand(B, K, steps * K, device="cuda") < 0.5
+        seen[..., t * K : (t + 1) * K] = torch.eye(K, device="cuda")
+        how = seen & (torch.arange(steps * K, device="cuda") < (t + 1) * K), bias, torch.tensor([(t + 1) * K], device="cuda")
         ours, plain = (f(given, c, (H, k), K, *how) for f, c in zip((apprentice.fused_attention, apprentice.plain_attention), caches, strict=True))
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     assert torch.equal(*caches)

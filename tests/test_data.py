@@ -660,7 +660,7 @@ EXAMPLE = Example("e1", "A spaniel naps.", "A dog rests.", "entailment", ("A spa
 
 def test_the_examples_in_the_docstrings_are_true():
     found = doctest.testmod(data)
-    assert found.attempted >= len(FORMATS) and not found.failed
+    assert found.attempted and not found.failed
 
 
 def test_formats_write_what_they_say():

@@ -338,6 +338,31 @@ def test_only_what_a_pattern_names_learns():
         assert moved == {n for n in before if learns(n)}, pattern
 
 
+@pytest.mark.parametrize("grad_clip", [1e-3, 1e6])
+def test_an_update_is_adamw_s_of_clipped_gradients(grad_clip):
+    """Clipping is left to the optimiser's fused step; here it is done by PyTorch's function, in float64, before a plain AdamW."""
+    student = net(0)
+    trainer = Trainer(student, [net(1)], Config(**SETTINGS | dict(grad_clip=grad_clip, weight_decay=0.1)))
+    twins = [torch.nn.Parameter(p.detach().double().clone()) for p in trainer.learning]
+    other = torch.optim.AdamW([{"params": [p for p in twins if (p.dim() > 1) == matrix], "weight_decay": 0.1 * matrix} for matrix in (True, False)],
+                              betas=(0.9, 0.99))  # fmt: skip
+    step = trainer.optimizer.step
+
+    def both():
+        for twin, p in zip(twins, trainer.learning, strict=True):
+            twin.grad = p.grad.double()
+        other.param_groups[0]["lr"] = other.param_groups[1]["lr"] = trainer.optimizer.param_groups[0]["lr"]
+        norms.append(float(torch.nn.utils.clip_grad_norm_(twins, grad_clip)))
+        step()
+        other.step()
+
+    trainer.optimizer.step, norms = both, []
+    told = [trainer.step([batch()])["grad_norm"] for _ in range(3)]
+    assert told == pytest.approx(norms, rel=1e-5) and 1e-3 < min(norms) < 1e6
+    for twin, p in zip(twins, trainer.learning, strict=True):
+        torch.testing.assert_close(p.detach().double(), twin.detach(), rtol=1e-4, atol=1e-6)
+
+
 def test_lora_moves_each_matrix_by_the_gradient_of_its_factors():
     student, b = net(0), batch()
     trainer = Trainer(student, [], Config(**SETTINGS | dict(kd_weight=0.0, lora_rank=2, lora_alpha=6.0, weight_decay=0.0, grad_clip=1e9)))

@@ -137,25 +137,40 @@ def test_the_norm_and_its_gradients_are_those_of_float64(learns):
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
     with torch.no_grad():
         torch.testing.assert_close(norm(x), y, rtol=0, atol=0)
+    (g,) = torch.autograd.grad(norm(x).square().sum(), wanted[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
 
 
-@pytest.mark.parametrize("rows", [1, 5, 64])
-def test_weights_packed_for_some_rows_multiply_any(rows, monkeypatch):
+def test_attention_written_out_for_its_dropout_is_pytorch_s(monkeypatch):
+    """With a dropout that drops nothing: bias, hidden keys, and a query that sees none at all."""
+    torch.manual_seed(0)
+    config = T5Config(d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    x, memory, bias = torch.randn(2, 5, 24), torch.randn(2, 7, 24), torch.randn(2, 2, 5, 7)
+    bias[:, :, :, 4:], bias[0, 0, 2] = -math.inf, -math.inf
+    calls = []
+    monkeypatch.setattr(m.Dropout, "forward", lambda self, x: calls.append(x.shape) or x)
+    for attention, how in ((m.Attention(config), dict(bias=bias[..., :5])), (m.Attention(config, cross=True), dict(bias=bias, memory=memory))):
+        sides = []
+        for mode in (True, False):
+            y = attention.train(mode)(x.requires_grad_(), **how)
+            sides.append((y, *torch.autograd.grad(y.square().sum(), (x, *attention.parameters()))))
+        assert calls.pop() == (2, 2, 5, how["bias"].shape[-1]) and not calls
+        for got, want in zip(*sides, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_packed_weight_multiplies_any_number_of_rows(slow, monkeypatch):
     """On every processor's way."""
     torch.manual_seed(0)
-    for mkl, slow in ((True, False), (False, True), (False, False)):
-        monkeypatch.setattr(m, "MKL", mkl and torch.backends.mkl.is_available())
-        monkeypatch.setattr(m, "SLOW_LINEAR", slow and m.ONEDNN)
-        matrix = m.Linear(24, 40)
-        with torch.inference_mode():
-            matrix.pack(rows)
-            for shape in ((1,), (rows,), (rows + 1,), (3, 7)):
-                x = torch.randn(*shape, 24)
-                want = (x.double() @ matrix.weight.double().T).float()
-                torch.testing.assert_close(matrix.product(x), want, rtol=1e-5, atol=1e-5)
-                torch.testing.assert_close((matrix.packed or matrix.product)(x), want, rtol=1e-5, atol=1e-5)
-            matrix.pack(rows + 1)  # for others
-            torch.testing.assert_close(matrix.product(x), want, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(m, "SLOW_LINEAR", slow and m.ONEDNN)
+    matrix = m.Linear(24, 40)
+    with torch.inference_mode():
+        matrix.pack()
+        for shape in ((), (1,), (3,), (2, 4), (64,)):
+            x = torch.randn(*shape, 24)
+            torch.testing.assert_close(matrix.product(x), (x.double() @ matrix.weight.double().T).float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -164,11 +179,11 @@ def test_packed_weights_change_nothing_and_are_never_stale(tied):
     x = torch.randint(2, 50, (3, 6))
     with torch.no_grad():
         plain, want = net(x, x), other(x, x)
-        net.pack(3)
+        net.pack()
         torch.testing.assert_close(net(x, x), plain)
         net.load_state_dict(other.state_dict())  # the weights change under the packed copies
         torch.testing.assert_close(net(x, x), want)
-        net.pack(3)
+        net.pack()
         torch.testing.assert_close(net(x, x), want)
     assert net.state_dict().keys() == other.state_dict().keys()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
@@ -179,7 +194,7 @@ def test_packed_weights_change_nothing_and_are_never_stale(tied):
     again.load_state_dict(net.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(net(x, x), again(x, x), rtol=0, atol=1e-6)
-        net.pack(3)
+        net.pack()
         torch.testing.assert_close(net(x, x), again(x, x))
     net(x, x)
     assert not any(vars(part).get("packed") for part in net.modules())
@@ -213,6 +228,7 @@ def test_int8_is_near_and_says_what_it_cannot(tmp_path, tied):
     quick = T5.from_pretrained(tmp_path, dtype="int8")
     x = torch.randint(2, 50, (8, 20))
     quick.pack()  # as generate does: changes nothing here
+    quick.pack(quantize=True)
     a, b = net(x, x), quick(x, x)
     assert 0 < (a - b).norm() / a.norm() < 0.03
     first, second = a.topk(2).values.unbind(-1)
