@@ -251,7 +251,7 @@ class Greedy(Search):
     def begin(self):
         super().begin()
         head = self.decoder.model.unembed
-        self.sifts = not self.draw and head.packed_of and head.packed_of == head.state() and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
+        self.sifts = not self.draw and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
 
     def advance(self, banned):
         """A token for each source, but not </s> where it is banned."""

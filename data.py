@@ -479,14 +479,14 @@ class Format:
 
     def render(self, example, explanation=0):
         """(source text, target text).
-        >>> example = Example("1", "a spaniel naps.", "a dog rests.", "entailment", ("a spaniel is a dog.",))
+        >>> example = Example("2", "a spaniel naps.", "a dog rests.", "entailment", ("a spaniel is a dog.",))
         >>> for name, format in FORMATS.items():
         ...     print(name, *format.render(example), sep=" | ")
         predict | predict: premise: a spaniel naps. hypothesis: a dog rests. | entailment
         explain | explain: premise: a spaniel naps. hypothesis: a dog rests. | a spaniel is a dog.
         label_then_rationale | judge: premise: a spaniel naps. hypothesis: a dog rests. | entailment explanation: a spaniel is a dog.
         rationale_then_label | reason: premise: a spaniel naps. hypothesis: a dog rests. | a spaniel is a dog. answer: entailment
-        instruction | Read the text and judge the claim. Text: a spaniel naps. Claim: a dog rests. Does the claim follow from the text? OPTIONS: - yes - it is not possible to tell - no | yes
+        instruction | Suppose we know this: a spaniel naps. Can we be sure of this: a dog rests. OPTIONS: - yes - it is not possible to tell - no | yes
         simulate_input | guess: premise: a spaniel naps. hypothesis: a dog rests. | entailment
         simulate_reason | guess: reason: a spaniel is a dog. | entailment
         simulate_both | guess: premise: a spaniel naps. hypothesis: a dog rests. reason: a spaniel is a dog. | entailment
