@@ -127,7 +127,7 @@ def onednn(x, weight):
 CPU_NAME = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.processor()
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 SLOW_LINEAR = ONEDNN and "Intel" not in CPU_NAME  # on Intel's processors F.linear is the faster of the two, elsewhere oneDNN forward may take half its time
-FEW_ROWS = 8  # of x, with which F.linear is there faster than a product with a packed weight
+FEW_ROWS = 4  # of x: with fewer F.linear is there faster than a product with a packed weight
 
 def product(x, weight):
     """x (..., n) @ weight (m, n).T -> (..., m), with gradients: F.linear, in the fastest way that this machine has."""
