@@ -137,7 +137,7 @@ def product(x, weight):
 
 class Matrix:
     """What a layer with a `weight` (m, n) needs to multiply by it. For inference on a CPU the weight can be packed: copied once into
-    the order in which the product's kernel reads it, in its own numbers or in 8 bits. Products of few rows then take a third of the
+    the order in which the product's kernel reads it, in its own numbers or in 8 bits. Products of few rows then take down to a third of the
     time. A copy in its own numbers goes as soon as a gradient is asked for, or its weight is seen to have changed."""
 
     packed = packed_of = draft = draft_of = None
