@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_examples, read_examples, retry
-from model import SIZES, T5, CheckpointError, fetch, replace_file
+from model import SIZES, T5, CheckpointError, activated, fetch, replace_file
 
 EOS = 1
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
@@ -127,10 +127,7 @@ def plain_linear(x, matrix, norm=None, act="", onto=None):
     y = matrix.product(x if norm is None else norm.forward(x))
     if onto is not None:
         return onto.add_(y)
-    if act == "gated-gelu":
-        gate, up = y.chunk(2, dim=-1)
-        return F.gelu(gate, approximate="tanh").mul_(up)
-    return y.relu() if act else y
+    return activated(y, act) if act else y
 
 def attention(q, kv, heads, mask):
     """q (B, K, H*k), kv (B, keys, 2*H*k), mask None or added to the scores, broadcastable to (B, H, K, keys) -> (B*K, H*k)"""

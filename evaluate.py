@@ -564,7 +564,7 @@ def attributions(apprentice, line, reason):
     found, model = {}, apprentice.model
     for format, batch in lessons(apprentice, [Example(line["id"], line["premise"], line["hypothesis"], line["label"], (reason,))]):
         embedded = model.shared(batch.source).detach().requires_grad_()  # (1, S, d)
-        logits = model.unembed.product(model.decode(T5.shift_right(batch.labels), model.encoder(embedded)))
+        logits = model.unembed.product(model.decode(T5.shift_right(batch.labels), model.encode(embedded)))
         scores = F.cross_entropy(logits[0], batch.labels[0], reduction="none")  # (T,)
         first_word = len(apprentice.tokenizer.encode(format.source.split()[0])) - 1  # "explain:", which the other task lacks
         for part in format.parts:

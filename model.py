@@ -332,23 +332,25 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
+def activated(h, act):
+    """act: relu, (..., n) -> (..., n), or gated-gelu, (..., 2n) -> (..., n)"""
+    if act == "relu":
+        return h.relu()
+    gate, up = h.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
+
 class FeedForward(nn.Module):
     """relu(x Wi) Wo, or (gelu(x Wg) * (x Wu)) Wo with both inner matrices held as one (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, config):
         super().__init__()
-        self.gated = config.feed_forward_proj == "gated-gelu"
-        self.wi = Linear(config.d_model, config.d_ff * (2 if self.gated else 1))
+        self.act = config.feed_forward_proj
+        self.wi = Linear(config.d_model, config.d_ff * (2 if self.act == "gated-gelu" else 1))
         self.wo = Linear(config.d_ff, config.d_model)
         self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x):  # (B, T, d) -> (B, T, d_ff) -> (B, T, d)
-        h = self.wi.product(x)
-        if self.gated:
-            gate, up = h.chunk(2, dim=-1)
-            h = F.gelu(gate, approximate="tanh") * up
-        else:
-            h = F.relu(h)
+        h = activated(self.wi.product(x), self.act)
         return self.wo.product(self.dropout(h) if self.training else h)
 
 class Block(nn.Module):
