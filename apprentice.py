@@ -45,6 +45,7 @@ from model import SIZES, T5, CheckpointError, activated, fetch, replace_file
 
 EOS = 1
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
+MANY_HEADS = 64  # of all sources, from which on a CPU multiplies them quicker by bmm than by scaled_dot_product_attention
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
 RECORDED = 2**32  # bytes of caches, of what was recorded with a model, that a GPU keeps beside those in use
@@ -69,13 +70,12 @@ class Decoder:
         model, K, steps, mask = self.model, self.K, self.steps, self.source_mask
         model.pack()
         memory = model.encode(self.source, mask)  # (B, S, d)
-        self.cross = [block.cross.split(block.cross.kv(memory)) for block in model.decoder.blocks]  # (2, B, H, S, k) each
-        self.cross = [(keys.mT.contiguous(), values.contiguous()) for keys, values in self.cross]  # keys in columns: few queries are multiplied quicker
-        self.cache = [memory.new_empty(len(memory), steps * K, 2 * math.prod(self.heads)) for _ in self.cross]
+        self.cross = [block.cross.split(block.cross.kv(memory)).contiguous() for block in model.decoder.blocks]  # (2, B, H, S, k) each
+        self.cache = [memory.new_empty(2, len(memory), self.heads[0], steps * K, self.heads[1]) for _ in self.cross]
         self.bias = model.decoder.position_bias(steps, steps)[:, :, -1:].repeat_interleave(K, dim=-1)  # (1, H, 1, slots): the last step's view of all
-        self.memory_bias = None  # (B, H, 1, S)
+        self.memory_bias = None  # (B, 1, 1, S)
         if mask is not None and not mask.all():
-            self.memory_bias = memory.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)[:, None, None].repeat(1, self.heads[0], 1, 1)
+            self.memory_bias = memory.new_zeros(mask.shape).masked_fill_(~mask, NEVER)[:, None, None]
         self.seen = torch.zeros(len(memory), K, steps * K, dtype=torch.bool, device=memory.device)
 
     def step(self, tokens):
@@ -98,19 +98,14 @@ class Decoder:
             self.mask = self.mask.masked_fill(~self.seen[:, None, :, : start + K], -math.inf)  # (B, H, K, slots so far)
 
     def attend(self, qkv, cache):
-        """Self-attention: qkv (B*K, 3*H*k), of which keys and values go into the cache (B, slots, 2*H*k) -> (B*K, H*k)"""
-        K, inner, slots = self.K, math.prod(self.heads), self.length * self.K
-        q, own = qkv.view(-1, K, 3 * inner).split([inner, 2 * inner], dim=-1)
-        cache.narrow(1, slots - K, K).copy_(own)
-        return attention(q, cache.narrow(1, 0, slots), self.heads, self.mask)
+        """Self-attention: qkv (B*K, 3*H*k), of which keys and values go into the cache (2, B, H, slots, k) -> (B*K, H*k)"""
+        qkv, slots = qkv.view(-1, self.K, 3, *self.heads).permute(2, 0, 3, 1, 4), self.length * self.K  # (3, B, H, K, k)
+        cache.narrow(3, slots - self.K, self.K).copy_(qkv[1:])
+        return attention(qkv[0], cache.narrow(3, 0, slots), self.mask)
 
     def look(self, q, memory):
-        """Cross-attention: q (B*K, H*k), memory: keys (B, H, k, S) and values (B, H, S, k) -> (B*K, H*k)"""
-        (keys, values), bias = (x.flatten(0, 1) for x in memory), self.memory_bias
-        q = q.view(-1, self.K, *self.heads).transpose(1, 2).flatten(0, 1)  # (B*H, K, k)
-        scores = torch.bmm(q, keys) if bias is None else torch.baddbmm(bias.flatten(0, 1), q, keys)  # (B*H, K, S)
-        y = torch.bmm(scores.softmax(-1), values)
-        return y.view(-1, self.heads[0], *y.shape[1:]).transpose(1, 2).flatten(2).flatten(0, 1)
+        """Cross-attention: q (B*K, H*k), memory (2, B, H, S, k) -> (B*K, H*k)"""
+        return attention(q.view(-1, self.K, *self.heads).transpose(1, 2), memory, self.memory_bias)
 
     def follow(self, parents):
         """parents (B, K): the beam that each beam goes on from."""
@@ -118,7 +113,7 @@ class Decoder:
 
     def keep(self, rows):
         """Drop all sources but `rows` (a vector of indices)."""
-        self.cross, self.cache = [(keys[rows], values[rows]) for keys, values in self.cross], [x[rows] for x in self.cache]
+        self.cross, self.cache = ([kv[:, rows] for kv in every] for every in (self.cross, self.cache))
         self.seen, self.memory_bias = self.seen[rows], None if self.memory_bias is None else self.memory_bias[rows]
 
 def plain_linear(x, matrix, norm=None, act="", onto=None):
@@ -129,11 +124,16 @@ def plain_linear(x, matrix, norm=None, act="", onto=None):
         return onto.add_(y)
     return activated(y, act) if act else y
 
-def attention(q, kv, heads, mask):
-    """q (B, K, H*k), kv (B, keys, 2*H*k), mask None or added to the scores, broadcastable to (B, H, K, keys) -> (B*K, H*k)"""
-    keys, values = kv.unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
-    y = F.scaled_dot_product_attention(q.unflatten(-1, heads).transpose(1, 2), keys, values, attn_mask=mask, scale=1.0)
-    return y.transpose(1, 2).flatten(2).flatten(0, 1)
+def attention(q, kv, mask):
+    """q (B, H, K, k), kv (2, B, H, keys, k), mask None or added to the scores, broadcastable to (B, H, K, keys) -> (B*K, H*k)"""
+    if q.is_cuda or len(q) * q.shape[1] < MANY_HEADS:
+        y = F.scaled_dot_product_attention(q, *kv.unbind(), attn_mask=mask, scale=1.0)
+    else:
+        keys, values = kv.flatten(1, 2)
+        scores = torch.bmm(q.flatten(0, 1), keys.mT).view(*q.shape[:3], -1)
+        scores = (scores if mask is None else scores.add_(mask)).softmax(-1)
+        y = torch.bmm(scores.flatten(0, 1), values).view(q.shape)
+    return y.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[3])
 
 @torch.inference_mode()
 def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
@@ -409,15 +409,14 @@ def plain_attention(q, kv, heads, K, seen, bias=None, filled=None):
     """Cross-attention of q (B*K, H*k) to kv (B, keys, 2*H*k) where seen (B, keys). With `filled` self-attention of q with its own keys and values
     behind it (B*K, 3*H*k): they go to the last K of the `filled` slots of the cache kv, which is attended to where seen (B, K, slots), under
     bias (H, steps) of the last step; of those K each beam has seen its own alone. -> (B*K, H*k)"""
-    q, places, inner = q.unflatten(0, (-1, K)), torch.arange(kv.shape[1], device=q.device), kv.shape[2] // 2
+    q, kv, places = q.view(len(kv), K, -1, *heads), kv.view(*kv.shape[:2], 2, *heads), torch.arange(kv.shape[1], device=q.device)
     if filled is None:
         mask = torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -math.inf)[:, None, None]
     else:
-        q, own = q.split([inner, 2 * inner], dim=-1)
-        kv.index_copy_(1, filled - K + places[:K], own)
+        kv.index_copy_(1, filled - K + places[:K], q[:, :, 1:])
         back = (filled - 1 - places).clamp(min=0) // K  # steps back from this one
         mask = bias[:, bias.shape[1] - 1 - back][:, None].masked_fill(~seen[:, None], -math.inf)  # (B, H, K, slots)
-    return attention(q, kv, heads, mask)
+    return attention(q[:, :, 0].transpose(1, 2), kv.permute(2, 0, 3, 1, 4), mask)
 
 try:
     import triton

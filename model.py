@@ -13,6 +13,7 @@ Shapes in the comments: B batch, S source tokens, T target tokens, d model width
 Read next: data.py (text to batches), then apprentice.py (writing with this network).
 """
 
+import functools
 import hashlib
 import http.client
 import json
@@ -135,6 +136,10 @@ def product(x, weight):
         return Product.apply(x, weight) if torch.is_grad_enabled() else onednn(x, weight)
     return F.linear(x, weight)
 
+def version(weight):
+    """Changes with the weight, but for edits of weight.data, which nobody can see."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
 class Matrix:
     """What a layer with a `weight` (m, n) needs to multiply by it. For inference on a CPU the weight can be packed: copied once into
     the order in which the product's kernel reads it, in its own numbers or in 8 bits. Products of few rows then take down to a third of the
@@ -143,25 +148,23 @@ class Matrix:
     packed = packed_of = draft = draft_of = None
     least = 0  # rows of x for which `packed` is made use of
 
-    def state(self):  # changes with the weight, but for edits of weight.data, which nobody can see
-        return self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
-
     def product(self, x):
         """x (..., n) -> x @ weight.T (..., m)"""
-        if self.packed_of and (torch.is_grad_enabled() or self.packed_of != self.state()):
+        weight = self.weight  # nn.Module takes its time over it
+        if self.packed_of and (torch.is_grad_enabled() or self.packed_of != version(weight)):
             self.packed = self.packed_of = None
-        return product(x, self.weight) if self.packed is None or self.least and x.shape[:-1].numel() < self.least else self.packed(x)
+        return product(x, weight) if self.packed is None or self.least and x.shape[:-1].numel() < self.least else self.packed(x)
 
     @torch.no_grad()
     def pack(self):
         """Make `packed` where it helps and is not there: on a CPU, with oneDNN."""
-        if self.packed_of and self.packed_of != self.state():  # also of a weight that has moved, to a GPU say
+        if self.packed_of and self.packed_of != version(self.weight):  # also of a weight that has moved, to a GPU say
             self.packed = self.packed_of = None
         if self.packed or not ONEDNN or not self.weight.is_cpu:
             return
         if self.weight.dtype == torch.float32 or self.weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-            self.packed, self.packed_of = lambda x: onednn(x, packed), self.state()
+            self.packed, self.packed_of = lambda x: onednn(x, packed), version(self.weight)
             self.least = 0 if SLOW_LINEAR or self.weight.dtype == torch.bfloat16 else FEW_ROWS
 
     @torch.no_grad()
@@ -177,11 +180,11 @@ class Matrix:
         """x (R, n) -> (R,), which row w of the weight, but for the banned, has the largest product x.w, the first of equals; in float32 on
         a CPU. A copy in 8 bits, a quarter of the bytes to read, tells x'.w' of x and w as rounded. By Cauchy and Schwarz |x.w - x'.w'| <=
         |x - x'| |w'| + |x| |w - w'|: rows that can't be the largest are left out, the few others multiplied out."""
-        if self.draft_of != self.state():
+        if self.draft_of != version(self.weight):
             quick, rounded = in_8_bits(self.weight)
             length = rounded.norm(dim=1)
             bounds = torch.stack([length, (self.weight - rounded).norm(dim=1) + 1e-4 * length])  # with room for float32's own rounding
-            self.draft, self.draft_of = (quick, bounds, bounds.max()), self.state()
+            self.draft, self.draft_of = (quick, bounds, bounds.max()), version(self.weight)
         (quick, bounds, farthest), lengths = self.draft, x.norm(dim=1)
         if lengths.max() * farthest < 1e36:
             rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, NARROW).dequantize()  # as `quick` does
@@ -238,7 +241,11 @@ class RMSNorm(nn.RMSNorm):
     def scale(x, eps):
         """x (..., n) -> 1 / rms (..., 1), in fewer passes than F.rms_norm, which for many rows take half the time"""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return torch.addcmul(x.new_full((1,), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return torch.addcmul(constant(eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+
+@functools.cache
+def constant(value):
+    return torch.full((1,), value, device="cpu")
 
 class Normed(torch.autograd.Function):
     """RMSNorm with its gradient, for autograd and once: LayerNorm's with a mean of 0 and 1 / rms for 1 / sigma, but for one term, as LayerNorm

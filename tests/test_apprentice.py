@@ -138,9 +138,10 @@ def test_the_likeliest_by_blocks_are_those_of_a_full_sort(words, n):
     assert likeliest(logits, 1)[1][0].item() == 5  # the first of equals, as argmax
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_step_gives_the_logits_of_the_whole_pass(tied):
+@pytest.mark.parametrize("tied, many_heads", [(False, 64), (True, 64), (False, 0)])
+def test_a_step_gives_the_logits_of_the_whole_pass(tied, many_heads, monkeypatch):
     """Beams that change parents, sources that leave and padding included, against the decoder without a cache in one pass."""
+    monkeypatch.setattr("apprentice.MANY_HEADS", many_heads)  # 0: attention by bmm
     net, (source, mask, _) = golden_model(GOLDEN[tied]), inputs()
     torch.manual_seed(0)
     K, written = 3, torch.zeros(len(source), 3, 1, dtype=torch.long)
@@ -158,6 +159,21 @@ def test_a_step_gives_the_logits_of_the_whole_pass(tied):
                 rows = torch.arange(1, len(source))
                 decoder.keep(rows)
                 source, mask, written = source[rows], mask[rows], written[rows]
+
+
+@pytest.mark.parametrize("many_heads", [64, 0])
+def test_a_source_all_hidden_is_no_trouble_to_the_others(many_heads, monkeypatch):
+    monkeypatch.setattr("apprentice.MANY_HEADS", many_heads)
+    net, (source, mask, _) = golden_model(GOLDEN[0]), inputs()
+    hidden = mask.clone()
+    hidden[1] = False
+    with torch.inference_mode():
+        decoder = Decoder(net, source, hidden, 2, 4)
+        decoder.begin()
+        assert decoder.step(torch.zeros(len(source), 2, dtype=torch.long)).isfinite().all()
+    for beams in (1, 3):
+        assert [row for i, row in enumerate(generate(net, source, hidden, num_beams=beams)) if i != 1] == \
+            [row for i, row in enumerate(generate(net, source, mask, num_beams=beams)) if i != 1]  # fmt: skip
 
 
 def test_greedy_with_a_sifted_head_writes_the_same_words(monkeypatch):
