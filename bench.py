@@ -40,7 +40,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from tqdm import tqdm
 
-from apprentice import generate, options, run_main
+from apprentice import generate, options, print_table, run_main
 from data import DataError
 from model import SIZES, T5, T5Config, fetch, replace_file
 
@@ -181,7 +181,7 @@ def report(name, folder, config, measured):
             raise DataError(f"{folder / 'eval.json'} is not what evaluate.py writes: python evaluate.py {name} makes it anew") from None
     return result
 
-def print_table(title, rows):
+def print_numbers(title, rows):
     """Print {name: {column: number, text or None}} under a title, numbers with three digits and k, M, G or T for thousands."""
 
     def text(cell):
@@ -190,13 +190,12 @@ def print_table(title, rows):
         power = min((len(str(int(cell))) - 1) // 3, 4)
         return f"{cell / 1000**power:#.3g}".rstrip(".") + ("", " k", " M", " G", " T")[power]
 
-    lines = [("", *next(iter(rows.values()))), *((name, *map(text, row.values())) for name, row in rows.items())]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print(f"\n{title}", *("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines), sep="\n")
+    print(f"\n{title}")
+    print_table({name: {column: text(cell) for column, cell in row.items()} for name, row in rows.items()})
 
 def print_report(results):
     """Each model's parts; what it costs in each dtype; how many times less than the largest; how many times as fast as the peer."""
-    print_table("Parameters", {r["name"]: {**r["parts"], "all": r["parameters"]} for r in results})
+    print_numbers("Parameters", {r["name"]: {**r["parts"], "all": r["parameters"]} for r in results})
     rows, beside, peer = {}, {}, {}
     for r, dtype in [(one, d) for one in sorted(results, key=lambda one: -one["parameters"]) for d in one["latency_ms"]]:
         rates = {f"{t['batch']} x {t['num_beams']}": t for t in r["throughput"] if t["dtype"] == dtype}
@@ -208,10 +207,10 @@ def print_report(results):
         beside[name] = {k: v and (v / most[k] if k in rates else most[k] / v) for k, v in row.items()}
         beside[name] |= {shown: None if r[k] is None else f"{100 * r[k]:.1f}" for shown, k in (("accuracy", "accuracy"), ("ROUGE-L", "rougeL"))}
         peer[name] = {k: "{1:.2f} ({0:.2f} to {2:.2f})".format(*t["times_transformers"]) for k, t in rates.items() if "times_transformers" in t}
-    print_table("Bytes, seconds to load, ms an answer alone, and new tokens a second at batch x beams", rows)
-    print_table(f"How many times less than {first} (tokens a second: more); accuracy and ROUGE-L in %", beside)
+    print_numbers("Bytes, seconds to load, ms an answer alone, and new tokens a second at batch x beams", rows)
+    print_numbers(f"How many times less than {first} (tokens a second: more); accuracy and ROUGE-L in %", beside)
     if peer[name]:
-        print_table("Times as fast as transformers (its float32 beside our int8): median of the rounds, lowest to highest", peer)
+        print_numbers("Times as fast as transformers (its float32 beside our int8): median of the rounds, lowest to highest", peer)
 
 def picture_of_cost(results, path):
     """Accuracy against latency where accuracies are known, else parameters against latency; areas are bytes of memory."""
@@ -329,7 +328,7 @@ def main(argv=None):
             picture, title = out / "growth.png", f"{names[0]} in {opt['dtype'][0]} on {on}"
             print(f"How the cost of {title} grows with {', '.join(AXES)} and parameters")
             result = {**about, "name": names[0], "growth": grow(names[0], opt["dtype"][0], opt["device"][0], opt["seconds"], work)}
-            print_table("Exponents over the upper half of each axis: twice as much of it costs 2^exponent times as much", {
+            print_numbers("Exponents over the upper half of each axis: twice as much of it costs 2^exponent times as much", {
                 axis: {"from": part["values"][0], "to": part["values"][-1], **part["exponents"]} for axis, part in result["growth"].items()})
             picture_of_growth(result["growth"], title, picture)
             files = {out / "growth.json": result}
