@@ -3,7 +3,8 @@
     python bench.py                                    the built-in sizes nano, micro and small on random weights    (90 seconds, 2 cores)
     python bench.py out/tiny out/tiny_teacher          trained runs side by side, with what evaluate.py found
     python bench.py google/flan-t5-small base          checkpoint folders, hub names and sizes mix
-    python bench.py small --against=transformers       the same tokens asked of transformers, in turns in one process
+    python bench.py small --against=transformers       the same tokens asked of transformers, in turns in one process; or of
+                                                       ctranslate2, which wants a checkpoint with its vocabulary
     python bench.py small --growth                     how time and memory grow with each length, and how they should (90 seconds)
 
 An answer is 32 greedy tokens from 64 of a source, neither more nor fewer, so that models compare; batch x beams is 1 x 1 for latency,
@@ -105,16 +106,34 @@ def in_turns(calls, seconds, device):
             times[name].append(time.perf_counter() - start)
     return times
 
-def measure(folder, dtype, device, points, seconds, peer=False):
+def peer_program(peer, folder, dtype, device):
+    """What users would use instead -> a function (source (B, S), new tokens, beams) that writes as many tokens."""
+    if peer == "transformers":
+        from transformers import T5ForConditionalGeneration, logging
+
+        logging.set_verbosity_error()
+        model = T5ForConditionalGeneration.from_pretrained(folder, dtype="float32" if dtype == "int8" else dtype).eval().to(device)
+        return lambda x, T, beams: model.generate(input_ids=x, attention_mask=torch.ones_like(x), do_sample=False, num_beams=beams,
+                                                  min_new_tokens=T, max_new_tokens=T)  # fmt: skip
+    from ctranslate2 import Translator, get_supported_compute_types
+    from ctranslate2.converters import TransformersConverter
+
+    kind = "int8_float32" if dtype == "int8" else dtype if dtype in get_supported_compute_types(device) else "float32"
+    with tempfile.TemporaryDirectory() as work:
+        made = TransformersConverter(str(folder)).convert(f"{work}/model", quantization=kind)
+        model = Translator(made, device=device, compute_type=kind, intra_threads=torch.get_num_threads())
+    return lambda x, T, beams: model.translate_batch([["▁the"] * x.shape[1]] * len(x), beam_size=beams, min_decoding_length=T, max_decoding_length=T)
+
+def measure(folder, dtype, device, points, seconds, peer=""):
     """One model in one dtype at each point (source tokens, new tokens, batch, beams) -> {"load_seconds", "memory_bytes", "points": [{
-    "seconds": raw, "peer_seconds": transformers' with peer=True, "peak_bytes", "extra_bytes": the peak's part above memory_bytes}]}"""
+    "seconds": raw, "peer_seconds": the peer's if one is named, "peak_bytes", "extra_bytes": the peak's part above memory_bytes}]}"""
 
     def programs(S, T, batch, beams):
         x = torch.randint(3, model.config.vocab_size, (batch, S), generator=torch.Generator().manual_seed(0)).to(device)
-        mask, same = torch.ones_like(x), {"num_beams": beams, "min_new_tokens": T, "max_new_tokens": T}
-        yield "seconds", lambda: generate(model, x, mask.bool(), **same)
+        mask = torch.ones_like(x, dtype=torch.bool)
+        yield "seconds", lambda: generate(model, x, mask, num_beams=beams, min_new_tokens=T, max_new_tokens=T)
         if theirs:
-            yield "peer_seconds", lambda: theirs.generate(input_ids=x, attention_mask=mask, do_sample=False, **same)
+            yield "peer_seconds", lambda: theirs(x, T, beams)
 
     # This brings the libraries in, which are no part of the model's figures.
     generate(T5(SIZES["nano"]).eval().to(device), torch.full((1, 64), 5, device=device), max_new_tokens=2, num_beams=2)
@@ -124,10 +143,7 @@ def measure(folder, dtype, device, points, seconds, peer=False):
     high_water(device, dict(programs(*points[0]))["seconds"])
     result["memory_bytes"] = high_water(device, lambda: None)[0] - empty
     if peer:
-        from transformers import T5ForConditionalGeneration, logging
-
-        logging.set_verbosity_error()
-        theirs = T5ForConditionalGeneration.from_pretrained(folder, dtype="float32" if dtype == "int8" else dtype).eval().to(device)
+        theirs = peer_program(peer, folder, dtype, device)
     for point in points:
         calls = dict(programs(*point))
         rest, most = [high_water(device, call)[::2] for call in calls.values()][0]  # the first call of each also warms it up
@@ -156,7 +172,7 @@ def find(name, work):
         T5(SIZES[name]).save_pretrained(folder)
     return folder, T5Config.from_file(folder / "config.json")
 
-def report(name, folder, config, measured):
+def report(name, folder, config, measured, peer=""):
     """All about one model, as bench.json holds it. measured: {"float32", "bfloat16 on cuda", …: what `measure` gives for POINTS}"""
     parts, products = parameters_by_part(config), multiply_adds(config, *POINTS[0])
     weights = [p.stat().st_size for pattern in ("model*.safetensors", "pytorch_model*.bin") for p in folder.glob(pattern)]
@@ -170,8 +186,8 @@ def report(name, folder, config, measured):
         result["memory_bytes"][dtype], result["peak_bytes"][dtype] = found["memory_bytes"], alone["peak_bytes"]
         for (_, T, batch, beams), point in zip(POINTS, found["points"], strict=True):
             row = {"dtype": dtype, "batch": batch, "num_beams": beams, "tokens_per_second": batch * T / np.median(point["seconds"])}
-            if "peer_seconds" in point:
-                row["times_transformers"] = list(np.quantile(np.divide(point["peer_seconds"], point["seconds"]), (0, 0.5, 1)))
+            if peer:
+                row[f"times_{peer}"] = list(np.quantile(np.divide(point["peer_seconds"], point["seconds"]), (0, 0.5, 1)))
             result["throughput"].append(row)
     if (folder / "eval.json").is_file():
         try:
@@ -193,10 +209,10 @@ def print_numbers(title, rows):
     print(f"\n{title}")
     print_table({name: {column: text(cell) for column, cell in row.items()} for name, row in rows.items()})
 
-def print_report(results):
+def print_report(results, against):
     """Each model's parts; what it costs in each dtype; how many times less than the largest; how many times as fast as the peer."""
     print_numbers("Parameters", {r["name"]: {**r["parts"], "all": r["parameters"]} for r in results})
-    rows, beside, peer = {}, {}, {}
+    rows, beside, times = {}, {}, {}
     for r, dtype in [(one, d) for one in sorted(results, key=lambda one: -one["parameters"]) for d in one["latency_ms"]]:
         rates = {f"{t['batch']} x {t['num_beams']}": t for t in r["throughput"] if t["dtype"] == dtype}
         row = {"parameters": r["parameters"], "disk": r["disk_bytes"], "memory": r["memory_bytes"][dtype] or None, "peak": r["peak_bytes"][dtype] or None,
@@ -206,11 +222,12 @@ def print_report(results):
         first, most = next(iter(rows.items()))
         beside[name] = {k: v and (v / most[k] if k in rates else most[k] / v) for k, v in row.items()}
         beside[name] |= {shown: None if r[k] is None else f"{100 * r[k]:.1f}" for shown, k in (("accuracy", "accuracy"), ("ROUGE-L", "rougeL"))}
-        peer[name] = {k: "{1:.2f} ({0:.2f} to {2:.2f})".format(*t["times_transformers"]) for k, t in rates.items() if "times_transformers" in t}
+        times[name] = {k: "{1:.2f} ({0:.2f} to {2:.2f})".format(*t[f"times_{against}"]) for k, t in rates.items() if against}
     print_numbers("Bytes, seconds to load, ms an answer alone, and new tokens a second at batch x beams", rows)
     print_numbers(f"How many times less than {first} (tokens a second: more); accuracy and ROUGE-L in %", beside)
-    if peer[name]:
-        print_numbers("Times as fast as transformers (its float32 beside our int8): median of the rounds, lowest to highest", peer)
+    if against:
+        like = {"transformers": "its float32 beside our int8", "ctranslate2": "its float32 beside our bfloat16 where it has none"}[against]
+        print_numbers(f"Times as fast as {against} ({like}): median of the rounds, lowest to highest", times)
 
 def picture_of_cost(results, path):
     """Accuracy against latency where accuracies are known, else parameters against latency; areas are bytes of memory."""
@@ -290,8 +307,9 @@ def read_options(argv):
             raise DataError(f"--{key}={min(wrong)}: here it can be {', '.join(values)}")
         if opt["growth"]:
             opt[key] = opt[key][:1]
-    if opt["against"] not in ("", "transformers") or opt["against"] and not find_spec("transformers"):
-        raise DataError(f"--against={opt['against']}: it can be transformers, where that is installed (pip install transformers)")
+    wanted = {"": (), "transformers": ("transformers",), "ctranslate2": ("ctranslate2", "transformers")}.get(opt["against"])  # which reads the checkpoint
+    if wanted is None or not all(map(find_spec, wanted)):
+        raise DataError(f"--against={opt['against']}: it can be transformers or ctranslate2, where they are installed (pip install transformers ctranslate2)")
     if not opt["seconds"] >= 0:
         raise DataError(f"--seconds={opt['seconds']} is below 0")
     if (opt["device"], opt["dtype"]) == (["cuda"], ["int8"]):
@@ -301,13 +319,16 @@ def read_options(argv):
 def compare(names, opt, work):
     """Measure every model in every dtype on every device -> the list of their reports."""
     places = {name: find(name, work) for name in names}
+    for name, (folder, _) in places.items():
+        if opt["against"] == "ctranslate2" and not (folder / "spiece.model").is_file():
+            raise DataError(f"--against=ctranslate2 needs a vocabulary, which {name} has not: name a run, a hub name or a folder with spiece.model")
     measured = {name: {} for name in names}
     kinds = [(device, dtype) for device in opt["device"] for dtype in opt["dtype"] if (device, dtype) != ("cuda", "int8")]
     for name, (device, dtype) in (bar := tqdm([(name, kind) for name in places for kind in kinds], unit="model")):
         bar.set_description(f"{name} {dtype}")
-        found = in_fresh_process(measure, places[name][0], dtype, device, POINTS, opt["seconds"], bool(opt["against"]))
+        found = in_fresh_process(measure, places[name][0], dtype, device, POINTS, opt["seconds"], opt["against"])
         measured[name][dtype if device == "cpu" else f"{dtype} on {device}"] = found
-    return [report(name, *places[name], found) for name, found in measured.items()]
+    return [report(name, *places[name], found, opt["against"]) for name, found in measured.items()]
 
 def main(argv=None):
     """`python bench.py [RUN or SIZE ...] [--device=cpu] [--json] ...`"""
@@ -336,7 +357,7 @@ def main(argv=None):
             picture = out / "cost.png"
             print(f"{', '.join(names)} in {', '.join(opt['dtype'])} on {on}")
             result = {**about, "models": compare(names, opt, work)}
-            print_report(result["models"])
+            print_report(result["models"], opt["against"])
             picture_of_cost(result["models"], picture)
             runs = [r for r in result["models"] if Path(r["name"], "run.json").is_file()]
             files = {**{Path(r["name"], "bench.json"): {**r, **about} for r in runs}, out / "bench.json": result}

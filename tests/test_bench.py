@@ -180,7 +180,7 @@ def test_the_command_measures_a_run_beside_its_teacher(tmp_path):
 def test_the_peer_is_told_round_by_round():
     point = {"seconds": [1.0, 2.0, 4.0], "peer_seconds": [3.0, 4.0, 20.0], "peak_bytes": 0}
     found = {"float32": {"load_seconds": 1.0, "memory_bytes": 0, "points": [point] * len(bench.POINTS)}}
-    row = bench.report("nano", pathlib.Path("/nowhere"), SIZES["nano"], found)["throughput"][0]
+    row = bench.report("nano", pathlib.Path("/nowhere"), SIZES["nano"], found, "transformers")["throughput"][0]
     assert row["times_transformers"] == [2, 3, 5]  # lowest, median, highest of 3, 2, 5: not the ratio of the medians, which is 2
     assert np.isclose(row["tokens_per_second"], 16)
 
@@ -218,7 +218,8 @@ def test_a_gpu_stands_beside_the_processor(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("argv, says", [
     (["--speed=3"], "unknown .* speed"), (["no-such-run"], "no folder"), (["nano", "--device=tpu"], "tpu"), (["nano", "--dtype=int4"], "int4"),
-    (["nano", "--seconds=-1"], "-1"), (["nano", "--against=keras"], "keras"), (["nano", "--growth=1"], "no value")])
+    (["nano", "--seconds=-1"], "-1"), (["nano", "--against=keras"], "keras"), (["nano", "--against=ctranslate2"], "ctranslate2"),
+    (["nano", "--growth=1"], "no value")])
 def test_bad_input_says_what_is_wrong(argv, says, tmp_path):
     with pytest.raises((DataError, CheckpointError), match=says) as error:
         bench.main([*argv, *([] if "--" in argv[0] else [f"--out={tmp_path}"])])
