@@ -243,14 +243,6 @@ def tell(line):
     """Say something on stderr, once: a file is read for each split, and anew for each run of a grid."""
     print(line, file=sys.stderr)
 
-def torn(lines):
-    """Whether a row over several lines is one by a quote that nobody closed: it then ends in the file's end, or in a quote amid a cell. A quoted
-    cell that is whole may hold any lines."""
-    try:
-        return len(list(csv.reader(lines, strict=True))) != 1
-    except csv.Error:
-        return True
-
 def rows_of(path, names=()):
     """Yields (line on which a row begins, {column: cell}, or the text of a JSON line)."""
     kind = path.suffix.lower()
@@ -277,9 +269,11 @@ def rows_of(path, names=()):
                 if (row := next(table, None)) is None:
                     return
                 fault = "more cells than columns; quote one that holds the separator" if len(row) > len(header) else None
+                if len(taken) > 1:  # strictly read, a quote that nobody closed ends in the file's end, or in a quote amid a cell; a whole one is no error
+                    list(csv.reader(taken, strict=True))
             except csv.Error as e:
                 row, fault = [""], str(e)
-            if len(taken) > 1 and (fault or torn(taken)):
+            if fault and len(taken) > 1:
                 fault = "a quote that is not closed"
                 waiting.extendleft(reversed(taken[1:]))
                 del taken[1:]
