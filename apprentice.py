@@ -899,7 +899,7 @@ def run_main(main):
     if sys.stdout:
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
-        main()
+        main(sys.argv[1:])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (CheckpointError, DataError, OSError) as e:  # OSError: a full disk, a folder that may not be written to
@@ -961,12 +961,10 @@ def print_table(table):
     for first, *rest in lines:
         print("  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]))
 
-def main(argv=None):
+def main(argv):
     """`python apprentice.py RUN [PREMISE HYPOTHESIS] [--json]`"""
-    argv = sys.argv[1:] if argv is None else argv
     if not argv or "-h" in argv or "--help" in argv:
-        print(__doc__)
-        return
+        return print(__doc__)
     if argv[0] == "collect":
         words, opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)
         words += [f"--{k}={v}" for k, v in opt.items() if not isinstance(v, str) and v < (k in ("concurrency", "samples"))]
@@ -978,8 +976,7 @@ def main(argv=None):
             urllib.request.urlsplit(opt["url"]).port  # noqa: B018
         except ValueError as e:
             raise DataError(f"--url={opt['url']}: {e}") from None
-        collect(opt.pop("in"), **opt)
-        return
+        return collect(opt.pop("in"), **opt)
     words, opt = options(argv, json=False, device="cpu", dtype="float32", num_beams=1)
     if len(words) not in (1, 3) or opt["num_beams"] < 1:
         raise DataError(f"{len(words)} words given: name a run, or a run, a premise and a hypothesis (in quotes); --num_beams is 1 or more")

@@ -25,7 +25,6 @@ import ctypes
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -330,12 +329,10 @@ def compare(names, opt, work):
         measured[name][dtype if device == "cpu" else f"{dtype} on {device}"] = found
     return [report(name, *places[name], found, opt["against"]) for name, found in measured.items()]
 
-def main(argv=None):
+def main(argv):
     """`python bench.py [RUN or SIZE ...] [--device=cpu] [--json] ...`"""
-    argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
-        print(__doc__)
-        return
+        return print(__doc__)
     names, opt = read_options(argv)
     about = {"device": ", ".join(opt["device"]), "machine": machine(), "options": opt,
              "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", opt["against"]) if p}}}  # fmt: skip

@@ -771,9 +771,8 @@ def explore(source, picture, tokenizer=None):
     print(f"\nwrote {picture}")
     return sample
 
-def main(argv=None):
+def main(argv):
     """`python data.py …`: bad input is one line and exit status 2."""
-    argv = sys.argv[1:] if argv is None else argv
     if sys.stdout:
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
@@ -802,4 +801,4 @@ def main(argv=None):
         sys.exit(2 if str(e) else 130)
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

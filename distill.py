@@ -796,12 +796,10 @@ def check(config, trail=()):
             raise DataError(f"{' needs '.join((*trail, name))}: which of them is to be trained first?")
         check(Config(**{"name": Path(name).stem, **read_config(name), "device": config.device}), (*trail, name))
 
-def main(argv=None):
+def main(argv):
     """Teachers, students, table."""
-    argv = sys.argv[1:] if argv is None else argv
     if "-h" in argv or "--help" in argv:
-        print(__doc__, inspect.getsource(Config), sep="\n")
-        return
+        return print(__doc__, inspect.getsource(Config), sep="\n")
     (runs, origin), configs, folders = read_settings(argv), [], []
     for config in (Config(**values) for values in runs):  # all of them first: a mistake shows before hours of training
         if any({"name", "baselines"} & {*other} for other in config.baselines.values()):

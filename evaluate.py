@@ -25,7 +25,6 @@ import json
 import math
 import random
 import re
-import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -777,9 +776,8 @@ def judge(path, opt, baselines, simulators):
         found["Landscape"] = landscape([e for e in examples if e.label][:64], apprentice, opt["landscape"], seed)
     return {**result, "findings": found}, lines, human
 
-def main(argv=None):
+def main(argv):
     """`python evaluate.py RUN [RUN ...] [--data=FILE] [--split=test] ...`"""
-    argv = sys.argv[1:] if argv is None else argv
     if not argv or "-h" in argv or "--help" in argv:
         return print(__doc__)
     words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, device="cpu", simulator="", landscape=0,

@@ -731,12 +731,10 @@ def table_of_parts(model):
     lines = [f"{name:38}{shape:>16}{len(n):>7}{sum(n):>16,}{sum(n) / total:>8.1%}" for (name, shape), n in [*rows.items(), (("all", ""), [total])]]
     return "\n".join([f"{'part':38}{'shape':>16}{'times':>7}{'parameters':>16}{'share':>8}", *lines])
 
-def main(argv=None):
+def main(args):
     """`python model.py [SIZE or DIR or HUB NAME]`"""
-    args = sys.argv[1:] if argv is None else argv
     if len(args) != 1 or args[0] in ("-h", "--help"):
-        print(__doc__)
-        return
+        return print(__doc__)
     try:
         if args[0] in SIZES:
             with torch.device("meta"):  # shapes without memory, so that the largest size prints at once
@@ -752,6 +750,6 @@ def main(argv=None):
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except BrokenPipeError:  # the reader, say head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
