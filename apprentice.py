@@ -157,8 +157,8 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
         return []
     if num_beams == 1:
         source, source_mask = (None if x is None else x.repeat_interleave(num_return_sequences, 0) for x in (source, source_mask))
-    draw = (temperature, top_k, top_p, generator) if do_sample else None
-    how = (BeamSearch, num_beams, max_new_tokens, length_penalty, early_stopping) if num_beams > 1 else (Greedy, 1, max_new_tokens, draw)
+    drawn = (temperature, top_k, top_p, generator) if do_sample else None
+    how = (BeamSearch, num_beams, max_new_tokens, length_penalty, early_stopping) if num_beams > 1 else (Greedy, 1, max_new_tokens, drawn)
     training = model.training
     if training:
         model.eval()
@@ -241,14 +241,14 @@ class Search:
 class Greedy(Search):
     """The likeliest token each time, or one that is drawn."""
 
-    def __init__(self, decoder, B, K, T, draw):
+    def __init__(self, decoder, B, K, T, drawn):
         super().__init__(decoder, B, K, T, 1)
-        self.draw, self.shrinks = draw and sampler(*draw), not draw  # random numbers are drawn for all
+        self.drawn, self.shrinks = drawn, not drawn  # how, as `draw` takes it, or None; random numbers are drawn for all
 
     def begin(self):
         super().begin()
         head = self.decoder.model.unembed
-        self.sifts = not self.draw and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
+        self.sifts = not self.drawn and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
 
     def advance(self, banned):
         """A token for each source, but not </s> where it is banned."""
@@ -259,7 +259,7 @@ class Greedy(Search):
             logits = head.product(x)  # (rows, V)
             if banned:
                 logits[:, EOS] = -math.inf
-            tokens = self.draw(logits.float()) if self.draw else likeliest(logits[:, None], 1)[1][:, 0]
+            tokens = draw(logits.float(), *self.drawn) if self.drawn else likeliest(logits[:, None], 1)[1][:, 0]
         self.told.index_copy_(0, self.t, tokens[None, :, None])
         self.tokens.copy_(tokens[:, None])
         self.going &= tokens != EOS
@@ -268,21 +268,17 @@ class Greedy(Search):
     def read(self, n):
         return {row: [cut(ids)] for row, ids in zip(self.rows.tolist(), self.told[..., 0].T.tolist(), strict=True)}
 
-def sampler(temperature, top_k, top_p, generator):
-    """A function that draws a token from logits, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
-
-    def draw(logits):  # (B, V) -> (B,)
-        logits = logits / temperature
-        if top_k:
-            logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -math.inf)
-        if top_p < 1:
-            ranked, order = logits.sort(descending=False)
-            cut_off = ranked.softmax(-1).cumsum(-1) <= 1 - top_p
-            cut_off[:, -1] = False  # the likeliest always stays
-            logits = logits.masked_fill(cut_off.scatter(1, order, cut_off), -math.inf)
-        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-
-    return draw
+def draw(logits, temperature, top_k, top_p, generator):
+    """logits (B, V) -> (B,), drawn from them, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
+    logits = logits / temperature
+    if top_k:
+        logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -math.inf)
+    if top_p < 1:
+        ranked, order = logits.sort(descending=False)
+        cut_off = ranked.softmax(-1).cumsum(-1) <= 1 - top_p
+        cut_off[:, -1] = False  # the likeliest always stays
+        logits = logits.masked_fill(cut_off.scatter(1, order, cut_off), -math.inf)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 class BeamSearch(Search):
     """Keep the K likeliest unfinished sequences of each source and the K best finished ones, until the finished can't be beaten.

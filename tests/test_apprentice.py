@@ -336,7 +336,7 @@ def test_gpu_draws_hang_on_the_generator_alone():
     net, random = net.cuda(), torch.Generator("cuda")
     how = dict(max_new_tokens=9, do_sample=True, top_k=50, top_p=0.9)
     rows = [generate(net, source.cuda(), mask.cuda(), generator=random.manual_seed(i // 2), **how) for i in range(8)]
-    (search,) = [search for search in net.recordings.values() if search.draw]
+    (search,) = [search for search in net.recordings.values() if search.drawn]
     assert "replay" in repr(search.advance.graphs[(False,)])
     assert rows[2] == rows[3] and rows[4] == rows[5] and rows[6] == rows[7] and rows[3] != rows[4]
 
