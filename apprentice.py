@@ -548,18 +548,14 @@ class Recorded:
             for random in (*torch.cuda.default_generators, *[self.generator] * bool(self.generator)):  # they still think that they are being recorded
                 random.graphsafe_set_state(random.clone_state())
 
-class Recordings(dict):
-    """What was recorded with a model; a copy of the model begins anew."""
-
-    def __reduce__(self):
-        return Recordings, ()
+RECORDINGS = weakref.WeakKeyDictionary()  # of each model: what was recorded with it, which goes with it
 
 def static_search(model, B, S, kind, K, T, *how):
     """A search on a GPU with room for sources (B, S), both rounded up, B to a power of two, S to 32; what was recorded for such shapes is used again."""
     B, S = 2 ** (B - 1).bit_length(), -(-S // 32) * 32
     generator = how[0][-1] if kind is Greedy and how[0] else None
-    key = (kind, B, S, K, T, *how, id(model), model.shared.weight.dtype, *(p.data_ptr() for p in model.parameters()))
-    known = model.__dict__.setdefault("recordings", Recordings())
+    key = (kind, B, S, K, T, *how, model.shared.weight.dtype, *(p.data_ptr() for p in model.parameters()))
+    known = RECORDINGS.setdefault(model, {})
     search = known.pop(key, None)
     while sum(s.decoder.cross.nbytes + s.decoder.cache.nbytes for s in known.values()) > RECORDED:
         del known[next(iter(known))]  # the oldest

@@ -222,7 +222,7 @@ def test_searches_in_place_write_what_growing_ones_write(way, monkeypatch):
             written = search.write(way.get("min_new_tokens", 0), way.get("num_return_sequences", 1))
         assert [ids for row in range(len(rows)) for ids in written[row]] == want
         assert min(map(len, want)) < steps
-    assert len(net.recordings) == 1 and not copy.deepcopy(net).recordings
+    assert len(apprentice.RECORDINGS[net]) == 1 and copy.deepcopy(net) not in apprentice.RECORDINGS
 
 
 def test_recordings_are_bounded_and_die_with_their_model(monkeypatch):
@@ -233,8 +233,8 @@ def test_recordings_are_bounded_and_die_with_their_model(monkeypatch):
         assert all(search() for search in searches) and apprentice.static_search(net, 3, 20, apprentice.Greedy, 1, 8, None) is searches[0]()
         monkeypatch.setattr("apprentice.RECORDED", 0)
         apprentice.static_search(net, 4, 120, apprentice.Greedy, 1, 8, None)
-    assert not any(search() for search in searches) and len(net.recordings) == 1  # at once, without the garbage collector
-    last = weakref.ref(next(iter(net.recordings.values())))
+    assert not any(search() for search in searches) and len(apprentice.RECORDINGS[net]) == 1  # at once, without the garbage collector
+    last = weakref.ref(next(iter(apprentice.RECORDINGS[net].values())))
     del net
     assert last() is None
 
@@ -310,7 +310,7 @@ def test_gpu_replays_write_what_is_written_without(way, monkeypatch):
     net, source, mask = net.cuda(), source.cuda(), mask.cuda()
     replays = [generate(net, source, mask, max_new_tokens=20, **way) for _ in range(4)]
     assert replays == [cpu] * 4
-    (search,) = net.recordings.values()
+    (search,) = apprentice.RECORDINGS[net].values()
     assert all(callable(graph) for graph in search.advance.graphs.values()) and "replay" in repr(search.begin.graphs[()])
     alone = [generate(net, source[i : i + 1, : int(mask[i].sum())], max_new_tokens=20, **way) for i in range(5)]
     assert [ids for rows in alone for ids in rows] == cpu
@@ -336,7 +336,7 @@ def test_gpu_draws_hang_on_the_generator_alone():
     net, random = net.cuda(), torch.Generator("cuda")
     how = dict(max_new_tokens=9, do_sample=True, top_k=50, top_p=0.9)
     rows = [generate(net, source.cuda(), mask.cuda(), generator=random.manual_seed(i // 2), **how) for i in range(8)]
-    (search,) = [search for search in net.recordings.values() if search.drawn]
+    (search,) = [search for search in apprentice.RECORDINGS[net].values() if search.drawn]
     assert "replay" in repr(search.advance.graphs[(False,)])
     assert rows[2] == rows[3] and rows[4] == rows[5] and rows[6] == rows[7] and rows[3] != rows[4]
 
