@@ -245,15 +245,10 @@ class Greedy(Search):
         super().__init__(decoder, B, K, T, 1)
         self.drawn, self.shrinks = drawn, not drawn  # how, as `draw` takes it, or None; random numbers are drawn for all
 
-    def begin(self):
-        super().begin()
-        head = self.decoder.model.unembed
-        self.sifts = not self.drawn and head.packed_of and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20
-
     def advance(self, banned):
         """A token for each source, but not </s> where it is banned."""
         x, head = self.decoder.step(self.tokens)[:, 0], self.decoder.model.unembed
-        if self.sifts and len(x) <= FEW:
+        if not self.drawn and head.packed_of and len(x) <= FEW and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20:
             tokens = head.largest(x, [EOS] if banned else [])
         else:
             logits = head.product(x)  # (rows, V)
