@@ -40,10 +40,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_examples, read_examples, retry
+from data import EOS, FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_examples, read_examples, retry
 from model import SIZES, T5, CheckpointError, activated, fetch, replace_file
 
-EOS = 1
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 MANY_HEADS = 64  # of all sources, from which on a CPU multiplies them quicker by bmm than by scaled_dot_product_attention
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
@@ -72,7 +71,7 @@ class Decoder:
         memory = model.encode(self.source, mask)  # (B, S, d)
         self.cross = [block.cross.split(block.cross.kv(memory)).contiguous() for block in model.decoder.blocks]  # (2, B, H, S, k) each
         self.cache = [memory.new_empty(2, len(memory), self.heads[0], steps * K, self.heads[1]) for _ in self.cross]
-        self.bias = model.decoder.position_bias(steps, steps)[:, :, -1:].repeat_interleave(K, dim=-1)  # (1, H, 1, slots): the last step's view of all
+        self.bias = model.decoder.position_bias(steps)[:, :, -1:].repeat_interleave(K, dim=-1)  # (1, H, 1, slots): the last step's view of all
         self.memory_bias = None  # (B, 1, 1, S)
         if mask is not None and not mask.all():
             self.memory_bias = memory.new_zeros(mask.shape).masked_fill_(~mask, NEVER)[:, None, None]
@@ -382,7 +381,7 @@ class StaticDecoder(Decoder):
         memory = self.model.encode(self.source, self.source_mask)
         for block, cross in zip(self.model.decoder.blocks, self.cross, strict=True):
             torch.matmul(memory, block.cross.kv.weight.t(), out=cross)
-        self.bias.copy_(self.model.decoder.position_bias(self.steps, self.steps)[0, :, -1])
+        self.bias.copy_(self.model.decoder.position_bias(self.steps)[0, :, -1])
         for x in (self.filled, self.seen, self.cache):
             x.zero_()
 

@@ -285,8 +285,8 @@ def bert_score(predictions, references, model, tokenizer, layer=None, idf=False,
     def embed(texts):
         """n texts -> their tokens' states of length 1 (n, S, d), weights (n, S), and which are tokens (n, S)"""
         batch = collate([([*ids(text), EOS], [EOS], [True]) for text in texts]).to(model.shared.weight.device)
-        x, S = model.shared(batch.source), batch.source.shape[1]
-        bias = model.encoder.position_bias(S, S).masked_fill(~batch.source_mask[:, None, None], -math.inf)
+        x = model.shared(batch.source)
+        bias = model.encoder.position_bias(x.shape[1]).masked_fill(~batch.source_mask[:, None, None], -math.inf)
         for block in model.encoder.blocks[:layer]:
             x = block(x, bias)
         tokens = F.pad(batch.source_mask[:, 1:], (0, 1))  # all but the last, </s>

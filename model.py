@@ -299,12 +299,12 @@ class PositionBias(nn.Module):
         far = (exact + widening.long()).clamp(max=buckets - 1)
         return offset + torch.where(distance < exact, distance, far)
 
-    def forward(self, queries, keys):
-        """-> (1, H, queries, keys), where both stand at positions 0, 1, 2, …"""
-        place, far = torch.arange(max(queries, keys), device=self.weight.device), self.max_distance
+    def forward(self, length):
+        """-> (1, H, length, length), of queries and keys at the positions 0, 1, 2, …"""
+        place, far = torch.arange(length, device=self.weight.device), self.max_distance
         if place.device not in self.tables:  # worked out on the CPU, so that every device rounds alike
             self.tables[place.device] = self.bucket(torch.arange(-far, far + 1)).to(place.device)
-        distance = (place[None, :keys] - place[:queries, None]).clamp(-far, far)
+        distance = (place - place[:, None]).clamp(-far, far)
         return F.embedding(self.tables[place.device][distance + far], self.weight).permute(2, 0, 1)[None]
 
 class Attention(nn.Module):
@@ -392,7 +392,7 @@ class Stack(nn.Module):
 
     def forward(self, x, mask=None, memory=None, memory_mask=None):
         """x (B, T, d); mask, memory_mask: bools broadcastable to (B, H, T, keys), True where a key may be seen -> (B, T, d)"""
-        bias, memory_bias = self.position_bias(x.shape[1], x.shape[1]), None
+        bias, memory_bias = self.position_bias(x.shape[1]), None
         if mask is not None:
             bias = bias.masked_fill(~mask, -math.inf)
         if memory_mask is not None:

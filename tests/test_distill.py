@@ -512,7 +512,7 @@ def test_hidden_states_are_matched_layer_by_layer(width):
         found, memory = [], model.encode(b.source, b.source_mask)
         for stack, tokens, mask in ((model.encoder, b.source, b.source_mask[:, None, None]),
                                     (model.decoder, T5.shift_right(b.labels), torch.ones(b.labels.shape[1], b.labels.shape[1]).tril().bool())):
-            x, bias = model.shared(tokens), stack.position_bias(tokens.shape[1], tokens.shape[1]).masked_fill(~mask, -math.inf)
+            x, bias = model.shared(tokens), stack.position_bias(tokens.shape[1]).masked_fill(~mask, -math.inf)
             other = torch.zeros(len(b.source), 1, 1, b.source.shape[1]).masked_fill(~b.source_mask[:, None, None], -math.inf)
             found.append([])
             for block in stack.blocks:
