@@ -169,7 +169,7 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
                 search.decoder.load(source, source_mask)
             else:
                 search = how[0](Decoder(model, source, source_mask, *how[1:3]), len(source), *how[1:])
-            written = search.write(min_new_tokens, num_return_sequences if num_beams > 1 else 1)
+            written = search.write(min_new_tokens, num_return_sequences)
     finally:
         if training:
             model.train()

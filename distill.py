@@ -139,7 +139,8 @@ class Config:
              f"student_layers shapes a size or cut, student_width a size; student is {self.student!r}"),
             (any(weight == 0 for files in (0, 1) for _, weight in self.teachers(files)), f"teacher={self.teacher}: a weight is 0; leave that teacher out"),
             (self.teacher_temperature and self.teacher_beams > 1, "teacher_temperature has the teacher draw, teacher_beams has it search: set one of them"),
-            (not all(isinstance(other, dict) for other in self.baselines.values()), f"baselines is {self.baselines}, not {{name: {{setting: value}}}}"),
+            (not all(isinstance(other, dict) and not {"name", "baselines"} & {*other} for other in self.baselines.values()),
+             f"baselines is {self.baselines}, not {{name: {{setting: value}}}}; a run beside this one has neither name nor baselines of its own"),
             (self.student == "cut" and not self.student_layers, "student=cut: set student_layers to how many to cut from the teacher"),
         ):  # fmt: skip
             if wrong:
@@ -802,8 +803,6 @@ def main(argv):
         return print(__doc__, inspect.getsource(Config), sep="\n")
     (runs, origin), configs, folders = read_settings(argv), [], []
     for config in (Config(**values) for values in runs):  # all of them first: a mistake shows before hours of training
-        if any({"name", "baselines"} & {*other} for other in config.baselines.values()):
-            raise DataError(f"baselines of {config.name}: a run beside this one has neither name nor baselines of its own")
         beside = {f"{config.name}-{name}": {k: cast(k, v, asdict(Config())) for k, v in other.items()} for name, other in config.baselines.items()}
         configs += [*(replace(config, **other, name=name, baselines={}) for name, other in beside.items()), config]
     for data in configs[-1].tests.split():
