@@ -44,7 +44,7 @@ from data import EOS, FORMATS, LABELS, DataError, Example, Tokenizer, collate, e
 from model import SIZES, T5, CheckpointError, activated, fetch, replace_file
 
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
-MANY_HEADS = 64  # of all sources, from which on a CPU multiplies them quicker by bmm than by scaled_dot_product_attention
+MANY_HEADS = 64  # of all sources together: from here on a CPU attends quicker by bmm than by scaled_dot_product_attention
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
 RECORDED = 2**32  # bytes of caches, of what was recorded with a model, that a GPU keeps beside those in use
@@ -68,13 +68,14 @@ class Decoder:
         """Read the sources."""
         model, K, steps, mask = self.model, self.K, self.steps, self.source_mask
         model.pack()
-        memory = model.encode(self.source, mask)  # (B, S, d)
+        memory, self.memory_bias = model.encode(self.source, mask), None  # (B, S, d), (B, 1, 1, S)
+        if mask is not None and not mask.all():
+            some = mask.any(1, keepdim=True)  # a source all hidden tells 0, as in `T5.decode`; its keys all at -inf would make it NaN
+            memory = memory.masked_fill(~some[..., None], 0.0)
+            self.memory_bias = memory.new_zeros(mask.shape).masked_fill_(some & ~mask, -math.inf)[:, None, None]
         self.cross = [block.cross.split(block.cross.kv(memory)).contiguous() for block in model.decoder.blocks]  # (2, B, H, S, k) each
         self.cache = [memory.new_empty(2, len(memory), self.heads[0], steps * K, self.heads[1]) for _ in self.cross]
         self.bias = model.decoder.position_bias(steps)[:, :, -1:].repeat_interleave(K, dim=-1)  # (1, H, 1, slots): the last step's view of all
-        self.memory_bias = None  # (B, 1, 1, S)
-        if mask is not None and not mask.all():
-            self.memory_bias = memory.new_zeros(mask.shape).masked_fill_(~mask, NEVER)[:, None, None]
         self.seen = torch.zeros(len(memory), K, steps * K, dtype=torch.bool, device=memory.device)
 
     def step(self, tokens):
@@ -112,7 +113,7 @@ class Decoder:
 
     def keep(self, rows):
         """Drop all sources but `rows` (a vector of indices)."""
-        self.cross, self.cache = ([kv[:, rows] for kv in every] for every in (self.cross, self.cache))
+        self.cross, self.cache = [kv[:, rows] for kv in self.cross], [kv[:, rows] for kv in self.cache]
         self.seen, self.memory_bias = self.seen[rows], None if self.memory_bias is None else self.memory_bias[rows]
 
 def plain_linear(x, matrix, norm=None, act="", onto=None):

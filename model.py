@@ -136,7 +136,7 @@ def product(x, weight):
     return F.linear(x, weight)
 
 def version(weight):
-    """Changes with the weight, but for edits of weight.data, which nobody can see."""
+    """Changes with the weight's numbers, but for edits of weight.data, which nobody can see."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 class Matrix:
@@ -147,9 +147,15 @@ class Matrix:
     packed = packed_of = draft = draft_of = None
     least = 0  # rows of x for which `packed` is made use of
 
+    def _apply(self, *args, **kwargs):  # .to(), .half(), …, which edit weight.data: after a way there and back `version` may be the same
+        if self.packed_of:
+            self.packed = self.packed_of = None
+        self.draft = self.draft_of = None
+        return super()._apply(*args, **kwargs)
+
     def product(self, x):
         """x (..., n) -> x @ weight.T (..., m)"""
-        weight = self.weight  # nn.Module takes its time over it
+        weight = self.weight  # to look it up takes a module a while
         if self.packed_of and (torch.is_grad_enabled() or self.packed_of != version(weight)):
             self.packed = self.packed_of = None
         return product(x, weight) if self.packed is None or self.least and x.shape[:-1].numel() < self.least else self.packed(x)
@@ -157,7 +163,7 @@ class Matrix:
     @torch.no_grad()
     def pack(self):
         """Make `packed` where it helps and is not there: on a CPU, with oneDNN."""
-        if self.packed_of and self.packed_of != version(self.weight):  # also of a weight that has moved, to a GPU say
+        if self.packed_of and self.packed_of != version(self.weight):
             self.packed = self.packed_of = None
         if self.packed or not ONEDNN or not self.weight.is_cpu:
             return
@@ -214,7 +220,7 @@ def in_8_bits(weight, many=False):
         torch.backends.quantized.engine = engine
     return lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=NARROW), rounded.dequantize()
 
-class Linear(nn.Linear, Matrix):
+class Linear(Matrix, nn.Linear):
     """x (..., n) -> x @ weight.T (..., m)"""
 
     def __init__(self, n, m):
@@ -222,7 +228,7 @@ class Linear(nn.Linear, Matrix):
 
     forward = Matrix.product
 
-class Embedding(nn.Embedding, Matrix):
+class Embedding(Matrix, nn.Embedding):
     """ids -> rows of the weight; T5 v1.0 multiplies by it too, as its head."""
 
     def reset_parameters(self):
@@ -233,7 +239,7 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, n, eps):
         super().__init__(n, eps)
-        self.floor = torch.full((1,), eps, dtype=torch.float32, device="cpu")  # made once: a new one each time costs a third of a norm of few rows
+        self.floor = torch.full((1,), eps, dtype=torch.float32, device="cpu")  # to make one anew takes a fifth of the time of a norm of few rows
 
     def forward(self, x):
         weight = self.weight
@@ -242,18 +248,18 @@ class RMSNorm(nn.RMSNorm):
         return Normed.apply(x, weight, self.floor) if torch.is_grad_enabled() else x.mul(self.scale(x, self.floor)).mul_(weight)
 
     @staticmethod
-    def scale(x, eps):
-        """x (..., n) -> 1 / rms (..., 1), in fewer passes than F.rms_norm, which for many rows take half the time"""
+    def scale(x, floor):
+        """x (..., n), floor (1,), which is eps -> 1 / rms (..., 1), in fewer passes than F.rms_norm, which for many rows take half the time"""
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return torch.addcmul(floor, norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 class Normed(torch.autograd.Function):
     """RMSNorm with its gradient, for autograd and once: LayerNorm's with a mean of 0 and 1 / rms for 1 / sigma, but for one term, as LayerNorm
     takes away what the mean would have moved too."""
 
     @staticmethod
-    def forward(ctx, x, weight, eps):
-        scale = RMSNorm.scale(x, eps)
+    def forward(ctx, x, weight, floor):
+        scale = RMSNorm.scale(x, floor)
         ctx.save_for_backward(x, scale, weight)
         return x.mul(scale).mul_(weight)
 

@@ -14,7 +14,7 @@ from golden.model_make import SEARCHES, inputs, weights_of
 import apprentice
 from apprentice import Apprentice, Decoder, Recorded, StaticDecoder, generate, likeliest
 from data import Tokenizer, train_vocabulary
-from model import SIZES, T5, T5Config, hugging_face_names, load_weights, write_safetensors
+from model import SIZES, T5, Linear, T5Config, hugging_face_names, load_weights, write_safetensors
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = json.loads((ROOT / "tests/golden/model_t5.json").read_text())
@@ -168,9 +168,10 @@ def test_a_source_all_hidden_is_no_trouble_to_the_others(many_heads, monkeypatch
     hidden = mask.clone()
     hidden[1] = False
     with torch.inference_mode():
-        decoder = Decoder(net, source, hidden, 2, 4)
+        decoder, start = Decoder(net, source, hidden, 2, 4), torch.zeros(len(source), 2, dtype=torch.long)
         decoder.begin()
-        assert decoder.step(torch.zeros(len(source), 2, dtype=torch.long)).isfinite().all()
+        whole = net(source, start[:, :1], hidden)
+        torch.testing.assert_close(net.unembed.product(decoder.step(start)), whole.expand(-1, 2, -1), rtol=1e-4, atol=1e-4)  # NaN is never close
     for beams in (1, 3):
         assert [row for i, row in enumerate(generate(net, source, hidden, num_beams=beams)) if i != 1] == \
             [row for i, row in enumerate(generate(net, source, mask, num_beams=beams)) if i != 1]  # fmt: skip
@@ -244,6 +245,11 @@ def test_packed_weights_go_where_the_weights_go():
     generate(net, source, mask, max_new_tokens=4)
     net.double()
     assert generate(net, source, mask, max_new_tokens=4) == generate(copy.deepcopy(spread()[0]).double(), source, mask, max_new_tokens=4)
+    net.float()
+    generate(net, source, mask, max_new_tokens=4)
+    net.half().float()  # the rounded weights may have the address of those that were packed
+    assert not any(m.packed or m.draft for m in net.modules() if isinstance(m, Linear))
+    assert [len(row) for row in generate(net.half(), source, mask, max_new_tokens=4, min_new_tokens=4)] == [4] * len(source)  # with padding
 
 
 def test_no_source_no_sequence_and_autocast_changes_none():
