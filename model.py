@@ -77,14 +77,11 @@ class T5Config:
     def from_file(cls, path):
         """Read a Hugging Face `config.json`. Keys that a T5 does not need are ignored, missing ones take T5's defaults."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} is missing: a checkpoint folder holds config.json and its weights") from None
-        except (ValueError, RecursionError) as e:
-            raise CheckpointError(f"{path} is not JSON ({e})") from None
-        kind = values.get("model_type", "t5") if isinstance(values, dict) else values
-        if kind != "t5":
-            raise CheckpointError(f"{path}: model_type is {kind!r}, not t5")
+            values = {"model_type": "t5", **json.loads(Path(path).read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError, RecursionError) as e:
+            raise CheckpointError(f"{path} cannot be read ({e}): a checkpoint folder holds config.json, one JSON object, and its weights") from None
+        if values["model_type"] != "t5":
+            raise CheckpointError(f"{path}: model_type is {values['model_type']!r}, not t5")
         if "scale_decoder_outputs" in values:  # transformers 5 always writes tie_word_embeddings = true and keeps the truth here
             values["tie_word_embeddings"] = values["scale_decoder_outputs"]
         try:
