@@ -621,10 +621,10 @@ def read_safetensors(path):
         tensors[name] = raw.view(dtype).reshape(shape)
     return tensors
 
-def write_safetensors(path, tensors, metadata=None):
+def write_safetensors(path, tensors):
     """Write {name: tensor} as a safetensors file, whole or not at all."""
     dtypes = {v: k for k, v in SAFE_TYPES.items()}
-    header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
+    header, end = {"__metadata__": {"format": "pt"}}, 0
     arrays = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
     for name, t in arrays.items():
         header[name] = {"dtype": dtypes[t.dtype], "shape": list(t.shape), "data_offsets": [end, end := end + t.numel() * t.element_size()]}
