@@ -68,6 +68,9 @@ class Decoder:
         """Read the sources."""
         model, K, steps, mask = self.model, self.K, self.steps, self.source_mask
         model.pack()
+        # Freed at once, and from then on glibc keeps blocks up to that size for their next use. It would give the logits of a small model back at
+        # each step, and getting them again page by page takes twice as long as all the rest.
+        torch.empty(31 * 2**20, dtype=torch.uint8)
         memory, self.memory_bias = model.encode(self.source, mask), None  # (B, S, d), (B, 1, 1, S)
         if mask is not None and not mask.all():
             some = mask.any(1, keepdim=True)  # a source all hidden tells 0, as in `T5.decode`; its keys all at -inf would make it NaN

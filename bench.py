@@ -245,7 +245,7 @@ def picture_of_cost(results, path):
         axes.plot([], [], marker, color="grey", markersize=5, label=dtype)
     axes.set(xlabel="ms an answer at batch 1", ylabel="accuracy, % (evaluate.py's, in float32)" if known else "parameters",
              title="area: bytes in memory", xscale="log", yscale="linear" if known else "log", xmargin=0.15, ymargin=0.15)  # fmt: skip
-    axes.xaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 20, not 2 x 10^1
+    axes.xaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter(minor_thresholds=(1, 0.7)))  # 20, not 2 x 10^1
     axes.grid(alpha=0.2, which="both")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path)
