@@ -171,7 +171,7 @@ def find(name, work):
         T5(SIZES[name]).save_pretrained(folder)
     return folder, T5Config.from_file(folder / "config.json")
 
-def report(name, folder, config, measured, peer=""):
+def report(name, folder, config, measured, against=""):
     """All about one model, as bench.json holds it. measured: {"float32", "bfloat16 on cuda", …: what `measure` gives for POINTS}"""
     parts, products = parameters_by_part(config), multiply_adds(config, *POINTS[0])
     weights = [p.stat().st_size for pattern in ("model*.safetensors", "pytorch_model*.bin") for p in folder.glob(pattern)]
@@ -185,8 +185,8 @@ def report(name, folder, config, measured, peer=""):
         result["memory_bytes"][dtype], result["peak_bytes"][dtype] = found["memory_bytes"], alone["peak_bytes"]
         for (_, T, batch, beams), point in zip(POINTS, found["points"], strict=True):
             row = {"dtype": dtype, "batch": batch, "num_beams": beams, "tokens_per_second": batch * T / np.median(point["seconds"])}
-            if peer:
-                row[f"times_{peer}"] = list(np.quantile(np.divide(point["peer_seconds"], point["seconds"]), (0, 0.5, 1)))
+            if against:
+                row[f"times_{against}"] = list(np.quantile(np.divide(point["peer_seconds"], point["seconds"]), (0, 0.5, 1)))
             result["throughput"].append(row)
     if (folder / "eval.json").is_file():
         try:

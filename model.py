@@ -159,10 +159,8 @@ class Matrix:
 
     @torch.no_grad()
     def pack(self):
-        """Make `packed` where it helps and is not there: on a CPU, with oneDNN."""
-        if self.packed_of and self.packed_of != version(self.weight):
-            self.packed = self.packed_of = None
-        if self.packed or not ONEDNN or not self.weight.is_cpu:
+        """Make `packed` where it helps and is not there, or of a weight as it was: on a CPU, with oneDNN."""
+        if self.packed and (not self.packed_of or self.packed_of == version(self.weight)) or not ONEDNN or not self.weight.is_cpu:
             return
         if self.weight.dtype == torch.float32 or self.weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())

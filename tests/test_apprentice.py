@@ -138,7 +138,7 @@ def test_the_likeliest_by_blocks_are_those_of_a_full_sort(words, n):
     assert likeliest(logits, 1)[1][0].item() == 5  # the first of equals, as argmax
 
 
-@pytest.mark.parametrize("tied, many_heads", [(False, 128), (True, 128), (False, 0)])
+@pytest.mark.parametrize("tied, many_heads", [(False, apprentice.MANY_HEADS), (True, apprentice.MANY_HEADS), (False, 0)])
 def test_a_step_gives_the_logits_of_the_whole_pass(tied, many_heads, monkeypatch):
     """Beams that change parents, sources that leave and padding included, against the decoder without a cache in one pass."""
     monkeypatch.setattr("apprentice.MANY_HEADS", many_heads)  # 0: attention by bmm
@@ -161,7 +161,7 @@ def test_a_step_gives_the_logits_of_the_whole_pass(tied, many_heads, monkeypatch
                 source, mask, written = source[rows], mask[rows], written[rows]
 
 
-@pytest.mark.parametrize("many_heads", [128, 0])
+@pytest.mark.parametrize("many_heads", [apprentice.MANY_HEADS, 0])
 def test_a_source_all_hidden_is_no_trouble_to_the_others(many_heads, monkeypatch):
     monkeypatch.setattr("apprentice.MANY_HEADS", many_heads)
     net, (source, mask, _) = golden_model(GOLDEN[0]), inputs()
