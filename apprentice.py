@@ -41,11 +41,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import EOS, FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_examples, read_examples, retry
-from model import SIZES, T5, CheckpointError, activated, fetch, replace_file
+from model import SIZES, T5, CheckpointError, activated, fetch, product_in_8_bits, replace_file
 
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 MANY_HEADS = 128  # of all sources together: from here on a CPU attends quicker by bmm (three starts of all threads) than by scaled_dot_product_attention (one)
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
+AHEAD = 6  # tokens at most that are guessed before the network itself reads them
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
 RECORDED = 2**32  # bytes of caches, of what was recorded with a model, that a GPU keeps beside those in use
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
@@ -60,7 +61,7 @@ class Decoder:
 
     def __init__(self, model, source, source_mask, num_beams, steps):
         self.model, self.source, self.source_mask, self.K, self.steps = model, source, source_mask, num_beams, steps
-        self.heads, self.length, self.linear = (model.config.num_heads, model.config.d_kv), 0, plain_linear
+        self.heads, self.slots, self.linear = (model.config.num_heads, model.config.d_kv), 0, plain_linear
         self.layers = [((b.attention_norm, b.attention.qkv, b.attention.out), (b.cross_norm, b.cross.q, b.cross.out), (b.ff_norm, b.ff.wi, b.ff.wo))
                        for b in model.decoder.blocks]  # fmt: skip
 
@@ -82,8 +83,8 @@ class Decoder:
         self.seen = torch.zeros(len(memory), K, steps * K, dtype=torch.bool, device=memory.device)
 
     def step(self, tokens):
-        """tokens (B, K), the newest of every beam -> the states that the head takes to tell the next, (B, K, d)"""
-        self.open_slots()
+        """tokens (B, K), the newest of every beam, or (B, n) in a row of a lone one -> the states that the head takes to tell the next, (B, K or n, d)"""
+        self.open_slots(tokens.shape[1])
         x, linear, act = self.model.shared(tokens).flatten(0, 1).clone(), self.linear, self.model.config.feed_forward_proj  # (B*K, d), written to below
         for ((norm, qkv, out), (cross_norm, cross_q, cross_out), (ff_norm, wi, wo)), cache, memory in zip(self.layers, self.cache, self.cross, strict=True):
             linear(self.attend(linear(x, qkv, norm), cache), out, onto=x)
@@ -91,24 +92,25 @@ class Decoder:
             linear(linear(x, wi, ff_norm, act), wo, onto=x)
         return self.model.scaled(self.model.decoder.norm(x)).view(*tokens.shape, -1)
 
-    def open_slots(self):
-        """Make room for a token of each beam."""
-        K, start = self.K, self.length * self.K
-        self.length += 1
-        self.mask = self.bias[..., -start - K :]  # (1, H, 1, slots so far)
-        if K > 1:
-            self.seen[..., start : start + K] = torch.eye(K, dtype=torch.bool, device=self.seen.device)
-            self.mask = self.mask.masked_fill(~self.seen[:, None, :, : start + K], -math.inf)  # (B, H, K, slots so far)
+    def open_slots(self, n):
+        """Make room for a token of each of n beams, or for n in a row of a lone one."""
+        start, self.new, self.slots = self.slots, n, self.slots + n
+        if self.K > 1:
+            self.seen[..., start : self.slots] = torch.eye(n, dtype=torch.bool, device=self.seen.device)
+            self.mask = self.bias[..., -self.slots :].masked_fill(~self.seen[:, None, :, : self.slots], -math.inf)  # (B, H, K, slots so far)
+        else:  # (1, H, n, slots so far): the i-th sees all up to its own
+            views = [F.pad(self.bias[..., -start - i :], (0, n - i), value=-math.inf) for i in range(1, n + 1)]
+            self.mask = torch.cat(views, 2) if n > 1 else views[0]
 
     def attend(self, qkv, cache):
         """Self-attention: qkv (B*K, 3*H*k), of which keys and values go into the cache (2, B, H, slots, k) -> (B*K, H*k)"""
-        qkv, slots = qkv.view(-1, self.K, 3, *self.heads).permute(2, 0, 3, 1, 4), self.length * self.K  # (3, B, H, K, k)
-        cache.narrow(3, slots - self.K, self.K).copy_(qkv[1:])
-        return attention(qkv[0], cache.narrow(3, 0, slots), self.mask)
+        qkv = qkv.view(-1, self.new, 3, *self.heads).permute(2, 0, 3, 1, 4)  # (3, B, H, K, k)
+        cache.narrow(3, self.slots - self.new, self.new).copy_(qkv[1:])
+        return attention(qkv[0], cache.narrow(3, 0, self.slots), self.mask)
 
     def look(self, q, memory):
         """Cross-attention: q (B*K, H*k), memory (2, B, H, S, k) -> (B*K, H*k)"""
-        return attention(q.view(-1, self.K, *self.heads).transpose(1, 2), memory, self.memory_bias)
+        return attention(q.view(-1, self.new, *self.heads).transpose(1, 2), memory, self.memory_bias)
 
     def follow(self, parents):
         """parents (B, K): the beam that each beam goes on from."""
@@ -119,10 +121,11 @@ class Decoder:
         self.cross, self.cache = [kv[:, rows] for kv in self.cross], [kv[:, rows] for kv in self.cache]
         self.seen, self.memory_bias = self.seen[rows], None if self.memory_bias is None else self.memory_bias[rows]
 
-def plain_linear(x, matrix, norm=None, act="", onto=None):
-    """x (R, n), normed if a norm is given, times a Matrix, then act: relu | gated-gelu, of which half as many numbers are left -> (R, m), or added
-    to `onto` (R, m) in place"""
-    y = matrix.product(x if norm is None else norm.forward(x))
+def plain_linear(x, matrix, norm=None, act="", onto=None, rough=False):
+    """x (R, n), normed if a norm is given, times a Matrix, roughly if asked, then act: relu | gated-gelu, of which half as many numbers are left
+    -> (R, m), or added to `onto` (R, m) in place"""
+    x = x if norm is None else norm.forward(x)
+    y = product_in_8_bits(x, matrix.rough()) if rough else matrix.product(x)
     if onto is not None:
         return onto.add_(y)
     return activated(y, act) if act else y
@@ -172,6 +175,8 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
                 search = static_search(model, *source.shape, *how)
                 search.decoder.load(source, source_mask)
             else:
+                if num_beams == len(source) == 1 and not drawn and model.unembed.rough_pays:
+                    how = Speculative, *how[1:]
                 search = how[0](Decoder(model, source, source_mask, *how[1:3]), len(source), *how[1:])
             written = search.write(min_new_tokens, num_return_sequences)
     finally:
@@ -251,7 +256,7 @@ class Greedy(Search):
     def advance(self, banned):
         """A token for each source, but not </s> where it is banned."""
         x, head = self.decoder.step(self.tokens)[:, 0], self.decoder.model.unembed
-        if not self.drawn and head.packed_of and len(x) <= FEW and head.weight.dtype == torch.float32 and head.weight.numel() > 2**20:
+        if not self.drawn and len(x) <= FEW and head.rough_pays:
             tokens = head.largest(x, [EOS] if banned else [])
         else:
             logits = head.product(x)  # (rows, V)
@@ -265,6 +270,30 @@ class Greedy(Search):
 
     def read(self, n):
         return {row: [cut(ids)] for row, ids in zip(self.rows.tolist(), self.told[..., 0].T.tolist(), strict=True)}
+
+class Speculative(Greedy):
+    """As Greedy, for one source and sooner where to read the weights is what takes the time (Leviathan et al. 2023, arXiv 2211.17192): a copy of
+    the network in 8 bits, a quarter of the bytes, guesses some tokens; then one step of the network itself takes them all and tells what
+    belongs after each. The guesses up to the first wrong one stay, and what belongs there: the words of Greedy, whatever was guessed."""
+
+    def write(self, min_new_tokens, n):
+        self.begin()
+        decoder, head, T, t, ahead, ids = self.decoder, self.decoder.model.unembed, len(self.told), 0, AHEAD // 2, [0]
+        while t < T and ids[-1] != EOS:
+            banned, end = ([EOS], min(T, min_new_tokens)) if t < min_new_tokens else ([], T)
+            guesses, decoder.linear = ids[-1:], functools.partial(plain_linear, rough=True)
+            with contextlib.suppress(RuntimeError):  # what is no number can't be rounded
+                while len(guesses) <= min(ahead, end - t - 1) and guesses[-1] != EOS:
+                    scores = product_in_8_bits(decoder.step(torch.tensor([guesses[-1:]]))[0], head.rough())[0]
+                    scores[banned] = -math.inf
+                    guesses.append(scores.argmax().item())
+            decoder.slots, decoder.linear = t, plain_linear
+            right = head.largest(decoder.step(torch.tensor([guesses]))[0], banned).tolist()
+            agreed = len(os.path.commonprefix([guesses[1:], right]))
+            ids += right[: agreed + 1]
+            t = decoder.slots = t + agreed + 1
+            ahead = min(agreed + 1, AHEAD)
+        return {0: [cut(ids[1:])]}
 
 def draw(logits, temperature, top_k, top_p, generator):
     """logits (B, V) -> (B,), drawn from them, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
@@ -389,7 +418,7 @@ class StaticDecoder(Decoder):
         for x in (self.filled, self.seen, self.cache):
             x.zero_()
 
-    def open_slots(self):
+    def open_slots(self, n):
         self.seen.index_copy_(2, self.filled + self.beams, self.own)
         self.filled += self.K
 

@@ -13,6 +13,7 @@ Shapes in the comments: B batch, S source tokens, T target tokens, d model width
 Read next: data.py (text to batches), then apprentice.py (writing with this network).
 """
 
+import functools
 import hashlib
 import http.client
 import json
@@ -141,7 +142,7 @@ class Matrix:
     the order in which the product's kernel reads it, in its own numbers or in 8 bits. Products of few rows then take down to a third of the
     time. A copy in its own numbers goes as soon as a gradient is asked for, or its weight is seen to have changed."""
 
-    packed = packed_of = draft = draft_of = None
+    packed = packed_of = draft = draft_of = bounds = None
     least = 0  # rows of x for which `packed` is made use of
 
     def _apply(self, *args, **kwargs):  # .to(), .half(), …, which edit weight.data: after a way there and back `version` may be the same
@@ -171,24 +172,37 @@ class Matrix:
     def quantize(self, many=False):
         """Hold the weight in 8 bits alone, as `in_8_bits` does."""
         if self.packed is None or self.packed_of:
-            self.packed, self.packed_of, self.least = in_8_bits(self.weight, many)[0], None, 0
+            self.packed, self.packed_of, self.least = functools.partial(product_in_8_bits, packed=in_8_bits(self.weight, many)), None, 0
             if isinstance(self, Linear):  # an embedding is still looked up
                 self.weight = None
+
+    @property
+    def rough_pays(self):
+        """Whether `rough` is much quicker to read than the weight is: on a CPU, for many numbers of 32 bits."""
+        weight, quantized = self.weight, self.packed and not self.packed_of
+        return ONEDNN and not quantized and weight.is_cpu and weight.dtype == torch.float32 and weight.numel() > 2**20
+
+    def rough(self):
+        """The weight in 8 bits, a quarter of the bytes to read, made anew where the weight has changed."""
+        if self.draft_of != version(self.weight):
+            self.draft, self.bounds, self.draft_of = in_8_bits(self.weight), None, version(self.weight)
+        return self.draft
 
     @torch.no_grad()
     def largest(self, x, banned):
         """x (R, n) -> (R,), which row w of the weight, but for the banned, has the largest product x.w, the first of equals; in float32 on
-        a CPU. A copy in 8 bits, a quarter of the bytes to read, tells x'.w' of x and w as rounded. By Cauchy and Schwarz |x.w - x'.w'| <=
-        |x - x'| |w'| + |x| |w - w'|: rows that can't be the largest are left out, the few others multiplied out."""
-        if self.draft_of != version(self.weight):
-            quick, rounded = in_8_bits(self.weight)
+        a CPU. The copy in 8 bits tells x'.w' of x and w as rounded. By Cauchy and Schwarz |x.w - x'.w'| <= |x - x'| |w'| + |x| |w - w'|:
+        rows that can't be the largest are left out, the few others multiplied out."""
+        draft, lengths = self.rough(), x.norm(dim=1)
+        if self.bounds is None:
+            rounded = torch.ops.quantized.linear_unpack(draft)[0].dequantize()
             length = rounded.norm(dim=1)
             bounds = torch.stack([length, (self.weight - rounded).norm(dim=1) + 1e-4 * length])  # with room for float32's own rounding
-            self.draft, self.draft_of = (quick, bounds, bounds.max()), version(self.weight)
-        (quick, bounds, farthest), lengths = self.draft, x.norm(dim=1)
+            self.bounds = bounds, bounds.max()
+        bounds, farthest = self.bounds
         if lengths.max() * farthest < 1e36:
-            rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, NARROW).dequantize()  # as `quick` does
-            scores, slack = quick(x), torch.stack([(x - rounded).norm(dim=1), lengths], 1) @ bounds  # (R, m) both
+            rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, NARROW).dequantize()  # as `product_in_8_bits` does
+            scores, slack = product_in_8_bits(x, draft), torch.stack([(x - rounded).norm(dim=1), lengths], 1) @ bounds  # (R, m) both
             scores[:, banned] = -math.inf
             least = (scores - slack).amax(1, keepdim=True)
             rows = (scores.add_(slack).sub_(least).amax(0) >= 0).nonzero()[:, 0]
@@ -200,20 +214,23 @@ class Matrix:
 NARROW = not getattr(torch.cpu, "_is_vnni_supported", bool)()  # 7 bits for x where a CPU without VNNI would overflow with 8
 TILES = getattr(torch.cpu, "_is_amx_tile_supported", bool)()  # a CPU that multiplies blocks at once, in 8 bits too
 
+@torch.no_grad()
 def in_8_bits(weight, many=False):
-    """weight (m, n), as whole numbers from -127 to 127 with a scale for each row -> (a function x -> x @ weight.T that rounds x too, at
-    each call, the weight as it was rounded). many: x will have many rows"""
+    """weight (m, n) as whole numbers from -127 to 127 with a scale for each row, packed for `product_in_8_bits`. many: x will have many rows"""
     scale = weight.abs().amax(1).clamp(min=1e-20) / 127
     engine = torch.backends.quantized.engine
     with warnings.catch_warnings():  # such tensors go in PyTorch 2.14
         warnings.simplefilter("ignore")
-        rounded = torch.quantize_per_channel(weight, scale, torch.zeros(len(scale), dtype=torch.long), 0, torch.qint8)
+        rounded = torch._make_per_channel_quantized_tensor((weight / scale[:, None]).round_().char(), scale, torch.zeros_like(scale, dtype=torch.long), 0)
     try:
         torch.backends.quantized.engine = "onednn" if many and TILES and ONEDNN else engine  # takes half the time of many rows then, and more of few
-        packed = torch.ops.quantized.linear_prepack(rounded, None)
+        return torch.ops.quantized.linear_prepack(rounded, None)
     finally:
         torch.backends.quantized.engine = engine
-    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range=NARROW), rounded.dequantize()
+
+def product_in_8_bits(x, packed):
+    """x (..., n), rounded too, to 8 bits and a scale for all of it -> (..., m)"""
+    return torch.ops.quantized.linear_dynamic(x, packed, reduce_range=NARROW)
 
 class Linear(Matrix, nn.Linear):
     """x (..., n) -> x @ weight.T (..., m)"""

@@ -190,6 +190,42 @@ def test_greedy_with_a_sifted_head_writes_the_same_words(monkeypatch):
     assert generate(net, source, max_new_tokens=12, min_new_tokens=3) == rows
 
 
+def refused(x, packed):
+    raise RuntimeError("no number")
+
+
+@pytest.mark.parametrize("guesses", ["as it is", "all wrong", "refused"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_guessing_ahead_changes_no_word(guesses, tied, monkeypatch):
+    """One source: the words are the likeliest by whole forward passes, however good the guesses are; good ones save steps."""
+    torch.manual_seed(0)
+    net = T5(T5Config(vocab_size=20000, d_model=64, d_kv=16, d_ff=64, num_layers=2, num_heads=2, tie_word_embeddings=tied)).eval()
+    largest, rough, told = type(net.unembed).largest, apprentice.product_in_8_bits, []
+    monkeypatch.setattr(type(net.unembed), "largest", lambda self, x, banned: told.append(len(x)) or largest(self, x, banned))
+    if guesses != "as it is":
+        monkeypatch.setattr("apprentice.product_in_8_bits", refused if guesses == "refused" else lambda x, packed: -rough(x, packed))
+
+    @torch.no_grad()
+    def likeliest_words(source, mask, least, most):
+        ids = [0]
+        while len(ids) <= most and ids[-1] != 1:
+            logits = net(source, torch.tensor([ids]), mask)[0, -1]
+            ids.append(logits.index_fill_(0, torch.tensor([1] if len(ids) <= least else [], dtype=torch.long), -math.inf).argmax().item())
+        return ids[1:]
+
+    total = 0
+    for seed, (place, least, most) in enumerate([(5, 0, 12), (0, 0, 12), (8, 9, 12), (12, 0, 13), (5, 5, 12), (5, 12, 12), (5, 0, 1), (1, 0, 2), (6, 2, 6)]):
+        source, mask = torch.randint(2, 20000, (1, 9)), torch.arange(9)[None] < 9 - seed
+        last = likeliest_words(source, mask, 14, 14)[place]
+        with torch.no_grad():  # what would be the word there ends the sequence, if no earlier one does
+            net.head[[1, last]] = net.head[[last, 1]]
+        words = likeliest_words(source, mask, least, most)
+        assert generate(net, source, mask, min_new_tokens=least, max_new_tokens=most) == [[word for word in words if word != 1]]
+        assert len(words) == most or words[-1] == 1 and len(words) <= max(place, least) + 1
+        total += len(words)
+    assert len(told) < 0.6 * total if guesses == "as it is" else len(told) == total
+
+
 # --- on a GPU, and what is done there on a CPU ---
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
