@@ -523,8 +523,7 @@ class T5(nn.Module):
         config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "pad_token_id": 0,
                   "eos_token_id": 1, "decoder_start_token_id": 0, **asdict(self.config), "scale_decoder_outputs": tied}  # fmt: skip
         replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
-        tensors = {name: part for ours, theirs in hugging_face_names(self.config).items()
-                   for name, part in zip(theirs, self.get_parameter(ours).detach().float().cpu().chunk(len(theirs)), strict=True)}  # fmt: skip
+        tensors = {name: part.float().cpu() for name, part in hugging_face_views(self).items()}
         if tied:  # transformers 5 looks for the head by name
             tensors["lm_head.weight"] = tensors["shared.weight"]
         write_safetensors(folder / "model.safetensors", tensors)
@@ -547,30 +546,30 @@ def hugging_face_names(config):
                 names[f"{stack}.blocks.{i}.{ours}_norm.weight"] = [f"{stack}.block.{i}.layer.{j}.layer_norm.weight"]
     return names
 
+def hugging_face_views(model):
+    """{the hub's name: the part of one of our parameters that it is}, views: what is written into them is written into the model."""
+    return {name: part for ours, theirs in hugging_face_names(model.config).items()
+            for name, part in zip(theirs, model.get_parameter(ours).detach().chunk(len(theirs)), strict=True)}  # fmt: skip
+
 # Old files hold copies of the embedding under the names of both stacks, and a bias in cross-attention that no T5 ever reads.
 STRAY = re.compile(r"(encoder|decoder)\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
 
 @torch.no_grad()
 def load_weights(model, tensors, where):
     """Fill every parameter of `model` from {hub name: tensor}; CheckpointError names what is missing, left over or misshapen."""
-    names = hugging_face_names(model.config)
+    wanted = hugging_face_views(model)
     stray = re.compile(STRAY.pattern + (r"|lm_head\.weight" if model.config.tie_word_embeddings else ""))
-    wanted = {theirs for group in names.values() for theirs in group}
-    wrong = {"missing": sorted(wanted - tensors.keys()), "unknown": sorted(n for n in tensors.keys() - wanted if not stray.fullmatch(n))}
+    unknown = [name for name in tensors.keys() - wanted.keys() if not stray.fullmatch(name)]
+    wrong = {"missing": sorted(wanted.keys() - tensors.keys()), "unknown": sorted(unknown)}
     if any(wrong.values()):
         text = [f"{len(x)} {what} ({', '.join(x[:3])}{', …' if len(x) > 3 else ''})" for what, x in wrong.items() if x]
         raise CheckpointError(f"{where}: the weights do not fit config.json: tensors {' and '.join(text)}")
-
-    def parts():  # (our part of a parameter, its name there)
-        for ours, theirs in names.items():
-            yield from zip(model.get_parameter(ours).chunk(len(theirs)), theirs, strict=True)
-
-    for part, name in parts():  # before any memory is asked for
+    for name, part in wanted.items():  # before any memory is asked for
         if part.shape != tensors[name].shape:
             raise CheckpointError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, config.json asks for {tuple(part.shape)}")
     if model.shared.weight.is_meta:  # not to_empty, which imports 500 modules
         model.load_state_dict({name: torch.empty(p.shape) for name, p in model.named_parameters()}, assign=True)
-    for part, name in parts():
+    for name, part in hugging_face_views(model).items():  # anew, as parameters on meta were replaced
         part.copy_(tensors[name])
 
 def read_tensors(folder):
