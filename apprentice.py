@@ -50,8 +50,8 @@ AHEAD = 6  # tokens at most that are guessed before the network itself reads the
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
 RECORDED = 2**32  # bytes of caches, of what was recorded with a model, that a GPU keeps beside those in use
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
-# The formats that a run of this name learns and asks, one after the other; any other name is its own format.
-TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "simulate_reason", "simulate_both")}
+# What a run may learn, by its setting `format`: formats, in which it is asked one after the other.
+TASKS = {"multitask": ("predict", "explain"), "simulate": ("simulate_input", "simulate_reason", "simulate_both"), **{name: (name,) for name in FORMATS}}
 
 # --- writing, a token at a time ---------------------------------------------------------------------------------------
 
@@ -611,7 +611,7 @@ class Apprentice:
 
     def __init__(self, model, tokenizer, format="multitask", max_source=256, max_target=64, run=None):
         self.model, self.tokenizer, self.format, self.run = model, tokenizer, format, run or {}
-        self.max_source, self.max_target = max_source, max_target
+        self.max_source, self.max_target, self.tasks = max_source, max_target, [FORMATS[name] for name in TASKS[format]]
 
     @classmethod
     def load(cls, run_dir, dtype="float32", device="cpu"):
@@ -622,7 +622,7 @@ class Apprentice:
         tokenizer = Tokenizer(folder / "spiece.model")
         check_device(device)
         model = T5.from_pretrained(folder, dtype=dtype, device=device)
-        if tokenizer.vocab_size > model.config.vocab_size or settings.get("format") not in (None, *FORMATS, *TASKS):
+        if tokenizer.vocab_size > model.config.vocab_size or settings.get("format") not in (None, *TASKS):
             raise CheckpointError(f"{folder}: its spiece.model has more pieces than its config.json, or its run.json an unknown format")
         known = {k: settings[k] for k in ("format", "max_source", "max_target") if k in settings}
         return cls(model, tokenizer, **known, run=run)
@@ -632,15 +632,14 @@ class Apprentice:
         length are answered together. rationales: the reasons (N texts) that a simulator is shown; how: more options of `generate`."""
         examples = [Example(str(i), *pair, None, (reason,)) for i, (pair, reason) in enumerate(zip(pairs, rationales or [""] * len(pairs), strict=True))]
         labels, rationales, texts = [None] * len(pairs), [""] * len(pairs), [[] for _ in pairs]
-        tasks = TASKS.get(self.format, (self.format,))
-        with tqdm(total=len(pairs) * len(tasks), desc="answering", unit="text", disable=not progress) as bar:
-            for task in tasks:
-                for i, text in self.write(FORMATS[task], examples, bar, num_beams, **how):
+        with tqdm(total=len(pairs) * len(self.tasks), desc="answering", unit="text", disable=not progress) as bar:
+            for task in self.tasks:
+                for i, text in self.write(task, examples, bar, num_beams, **how):
                     texts[i].append(text)
-                    label, rationale = FORMATS[task].parse(text)
-                    if "label" in FORMATS[task].parts:
+                    label, rationale = task.parse(text)
+                    if "label" in task.parts:
                         labels[i] = label
-                    if "rationale" in FORMATS[task].parts:
+                    if "rationale" in task.parts:
                         rationales[i] = rationale
         return [Answer(a, b, "\n".join(c)) for a, b, c in zip(labels, rationales, texts, strict=True)]
 
@@ -678,7 +677,7 @@ class Apprentice:
 
         A label's score is the sum over its own tokens, without </s>, in the format of the run. A model that reasons first scores
         them behind `rationales` (N texts, "" for none), or behind those that it writes itself; the other formats do not use them."""
-        task = next(FORMATS[t] for t in TASKS.get(self.format, (self.format,)) if "label" in FORMATS[t].parts)
+        task = next(task for task in self.tasks if "label" in task.parts)
         if task.parts[0] == "label":
             rationales = [""] * len(pairs)
         elif rationales is None:

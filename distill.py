@@ -109,7 +109,7 @@ class Config:
 
     def __post_init__(self):
         legal = {"kd_loss": KINDS, "dtype": ("auto", "float32", "bfloat16"), "teacher_mix": ("fixed", "confidence"),
-                 "teacher_writes": ("none", "rest", "all"), "format": (*TASKS, *(name for name, f in FORMATS.items() if "label" in f.parts))}  # fmt: skip
+                 "teacher_writes": ("none", "rest", "all"), "format": [name for name in TASKS if name != "explain"]}  # fmt: skip
         for text, holds, keys in (
             *((", ".join(values), values.__contains__, key) for key, values in legal.items()),
             ("at least 1", lambda x: x >= 1, "batch_size grad_accumulation max_steps log_every eval_every save_every eval_rows max_source max_target "
@@ -126,7 +126,7 @@ class Config:
             for key in keys.split():
                 if not holds(getattr(self, key)):
                     raise DataError(f"{key} is {getattr(self, key)!r}; it can be {text}")
-        parts = {part for task in TASKS.get(self.format, (self.format,)) for part in FORMATS[task].parts}
+        parts = {part for task in TASKS[self.format] for part in FORMATS[task].parts}
         for wrong, why in (
             (not self.uses("kd_weight", "hidden_weight", *(f"{part}_weight" for part in parts)),
              f"with format={self.format} and label_weight={self.label_weight}, rationale_weight={self.rationale_weight} there is nothing to learn from"),
@@ -662,7 +662,7 @@ def thinned(source, target, label_tokens, share):
 
 def prepare(config):
     """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batches_of(row numbers), validation examples)"""
-    tasks, teachers = TASKS.get(config.format, (config.format,)), [folder_of(name, config) for name, _ in config.teachers()]
+    tasks, teachers = TASKS[config.format], [folder_of(name, config) for name, _ in config.teachers()]
     start = None if config.student in (*SIZES, "cut") else folder_of(config.student, config)
     config.folder.mkdir(parents=True, exist_ok=True)
     tokenizer = vocabulary_for(config, tasks, start or (teachers[0] if teachers and (config.student == "cut" or not config.vocabulary) else None))

@@ -35,8 +35,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from apprentice import EOS, TASKS, Apprentice, cells, options, print_table, run_main
-from data import FORMATS, FRAMES, LABELS, DataError, Example, collate, encode_examples, read_examples, split_of, stream_examples
+from apprentice import EOS, Apprentice, cells, options, print_table, run_main
+from data import FRAMES, LABELS, DataError, Example, collate, encode_examples, read_examples, split_of, stream_examples
 from model import T5, fetch, replace_file
 
 # --- n-gram scores: ROUGE and BLEU ------------------------------------------------------------------------------------
@@ -551,17 +551,17 @@ def noise_curves(lines, apprentice, seed=0):
     curves = {what: (sizes, [row[what] for row in table.values()]) for what in ("answer stays", "right", "ROUGE-L")}
     return finding(noise_curves, table, {"x": "noise, in standard deviations of the embeddings", "y": "share", "lines": curves})
 
-def lessons(apprentice, examples):
-    """[(format, Batch)]: the examples, targets too, as each task of the run puts them."""
-    formats = [FORMATS[name] for name in TASKS.get(apprentice.format, (apprentice.format,))]
-    rows = [encode_examples(apprentice.tokenizer, f, [(e, 0) for e in examples], apprentice.max_source, apprentice.max_target) for f in formats]
-    return [(f, collate(some).to(apprentice.model.shared.weight.device)) for f, some in zip(formats, rows, strict=True)]
+def task_batches(apprentice, examples):
+    """Yields (format, Batch): the examples, targets too, as each task of the run puts them."""
+    for task in apprentice.tasks:
+        rows = encode_examples(apprentice.tokenizer, task, [(e, 0) for e in examples], apprentice.max_source, apprentice.max_target)
+        yield task, collate(rows).to(apprentice.model.shared.weight.device)
 
 def attributions(apprentice, line, reason):
     """How much each token of the pair matters to the label and to the reason, {"label": (S,), "rationale": (S,)}, of a model that is made to give the line's
     label and this reason: |gradient x input|, the input an embedding, the gradient that of the log-probability."""
     found, model = {}, apprentice.model
-    for format, batch in lessons(apprentice, [Example(line["id"], line["premise"], line["hypothesis"], line["label"], (reason,))]):
+    for format, batch in task_batches(apprentice, [Example(line["id"], line["premise"], line["hypothesis"], line["label"], (reason,))]):
         embedded = model.shared(batch.source).detach().requires_grad_()  # (1, S, d)
         logits = model.unembed.product(model.decode(T5.shift_right(batch.labels), model.encode(embedded)))
         scores = F.cross_entropy(logits[0], batch.labels[0], reduction="none")  # (T,)
@@ -587,7 +587,7 @@ def landscape(examples, apprentice, points, seed=0):
     """How does the loss lie around the weights? Mean cross-entropy of a token of gold labels and human reasons (of up to 64 rows), along two random directions
     from the weights. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4), so
     that a step of 1 undoes as much in every run; norms stand still. Two directions of very many: a slice, and a flat one proves no good generalisation."""
-    steps, generator, batches = np.linspace(-1, 1, max(3, points | 1)), torch.Generator().manual_seed(seed), [b for _, b in lessons(apprentice, examples)]
+    steps, generator, batches = np.linspace(-1, 1, max(3, points | 1)), torch.Generator().manual_seed(seed), [b for _, b in task_batches(apprentice, examples)]
     matrices, grid = [p for p in apprentice.model.parameters() if p.dim() == 2], np.zeros((len(steps), len(steps)))
     direction = lambda p: F.normalize(torch.randn(p.shape, generator=generator)).to(p) * p.norm(dim=1, keepdim=True)  # noqa: E731
     start, *ways = ([draw(p) for p in matrices] for draw in (torch.clone, direction, direction))
