@@ -15,7 +15,6 @@ Read next: distill.py (how it learns), evaluate.py.
 import contextlib
 import difflib
 import functools
-import hashlib
 import json
 import math
 import os
@@ -41,7 +40,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import EOS, FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_examples, read_examples, retry
-from model import SIZES, T5, CheckpointError, activated, fetch, product_in_8_bits, replace_file
+from model import SIZES, T5, CheckpointError, activated, fetch, product_in_8_bits, replace_file, weights_digest
 
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 MANY_HEADS = 128  # of all sources together: from here on a CPU attends quicker by bmm (three starts of all threads) than by scaled_dot_product_attention (one)
@@ -656,8 +655,7 @@ class Apprentice:
     def answer_once(self, pairs, folder, num_beams=1):
         """As `answer`, with a memory: what it writes stands in folder/answers.jsonl as soon as it comes and is not written again, after an
         interruption too, for as long as the weights, vocabulary and settings in the run folder are the same."""
-        files = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model") or f.name in ("config.json", "run.json")]
-        made = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16] + f"-{num_beams}"
+        made = f"{weights_digest(folder, 'spiece.model', 'config.json', 'run.json')}-{num_beams}"
         store, kept = folder / "answers.jsonl", {}
         for line in store.read_text(encoding="utf-8", errors="replace").split("\n") if store.is_file() else ():
             with contextlib.suppress(ValueError, TypeError):  # a line that was cut short, or is another's

@@ -39,7 +39,7 @@ from tqdm import tqdm
 import evaluate
 from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
-from model import SIZES, T5, T5Config, fetch, product, replace_file
+from model import SIZES, T5, T5Config, fetch, product, replace_file, weights_digest
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
 
@@ -686,8 +686,7 @@ def prepare(config):
             raise DataError(f"teacher {name}: its config.json has {words:,} words, its spiece.model {tokenizer.vocab_size:,}")
         ask = functools.partial(lambda folder: LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size), folder)
         if config.teacher_cache:
-            files = [f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
-            about = {"teacher": digest(*files), "vocabulary": digest(vocabulary)}
+            about = {"teacher": weights_digest(folder), "vocabulary": digest(vocabulary)}
             ask = functools.partial(CachedTeacher, Path(config.teacher_cache) / folder.name, about, itertools.chain(*rows.values()),
                                     replace(config, top_k=min(config.top_k, tokenizer.vocab_size)), ask)
         asked.append(ask())

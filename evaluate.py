@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from apprentice import EOS, Apprentice, cells, options, print_table, run_main
 from data import FRAMES, LABELS, DataError, Example, collate, encode_examples, read_examples, split_of, stream_examples
-from model import T5, fetch, replace_file
+from model import T5, fetch, replace_file, weights_digest
 
 # --- n-gram scores: ROUGE and BLEU ------------------------------------------------------------------------------------
 # ROUGE equals Google's rouge-score 0.1.2 (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"); its stemmer is Porter's
@@ -317,8 +317,8 @@ def bert_scorer(name, examples, layer=0, idf=False, rescale=False, device="cpu")
     if not rescale or len(texts) < 2:
         return score
     texts, folder = random.Random(0).sample(texts, min(len(texts), 2000)), fetch(name)
-    made = zlib.crc32(b"".join(f.read_bytes() for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin", ".model")) + repr(texts).encode())
-    store, key = folder / "bert_score.json", f"layer {layer}, idf {idf}, weights and texts {made:08x}"
+    made = f"weights {weights_digest(folder, 'spiece.model')}, texts {zlib.crc32(repr(texts).encode()):08x}"
+    store, key = folder / "bert_score.json", f"layer {layer}, idf {idf}, {made}"
     known = json.loads(store.read_text()) if store.is_file() else {}
     if key not in known:
         known[key] = [float(values.mean()) for values in score(texts, texts[1:] + texts[:1])]

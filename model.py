@@ -572,6 +572,11 @@ def load_weights(model, tensors, where):
     for name, part in hugging_face_views(model).items():  # anew, as parameters on meta were replaced
         part.copy_(tensors[name])
 
+def weights_digest(folder, *beside):
+    """16 digits that tell the weights in a checkpoint folder, and the files beside them that are named, from all others."""
+    files = (f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin") or f.name in beside)
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
 def read_tensors(folder):
     """All tensors of a checkpoint folder as {name: tensor}: model.safetensors or pytorch_model.bin, whole or in shards."""
     folder = Path(folder)
