@@ -169,13 +169,17 @@ def stream_splits(name, split=None, max_bad=0.01):
     """As stream_examples, each example after the name of its split."""
     if split not in (None, *SPLITS):
         raise DataError(f"split is {split!r}; legal are {', '.join(SPLITS)}")
+    asked = (split,) if split else SPLITS
     def stream(part, options, weight):
-        toy, rng = re.fullmatch(TOY, part), random.Random(part)
-        rows = (((own, e) for own in SPLITS if split in (None, own)
-                 for e in toy_examples(int(toy[2]) if toy[2] and own == "train" else TOY_SIZES[own], 0, toy[1] or "park", own)) if toy else
-                ((own or told or split_of(e.premise), e) for path, own in files_of(part, split) for told, e in read_file(path, options, max_bad)))  # fmt: skip
+        rng = random.Random(part)
+        if toy := re.fullmatch(TOY, part):
+            sizes = TOY_SIZES | {"train": int(toy[2] or TOY_SIZES["train"])}
+            rows = ((own, e) for own in asked for e in toy_examples(sizes[own], 0, toy[1] or "park", own))
+        else:
+            rows = ((own or told or split_of(e.premise), e) for path, own in files_of(part, split) for told, e in read_file(path, options, max_bad))
         for own, example in rows:
-            yield from [(own, example)] * (split in (None, own)) * int((weight if own == "train" else 1) + rng.random())
+            times = int((weight if own == "train" else 1) + rng.random())
+            yield from [(own, example)] * times if own in asked else ()
     yield from (found for turn in zip_longest(*(stream(*part) for part in parts_of(name))) for found in turn if found)
 
 def parts_of(name):
@@ -195,9 +199,10 @@ def files_of(name, split=None):
     elif not path.is_dir():
         raise DataError(f"{name}: no such file, and no known name (toy, toy-harbour, esnli)")
     layout = next((layout for layout in FOLDERS if any((path / file).is_file() for files in layout.values() for file in files)), FOLDERS[0])
-    for file in (file for part in SPLITS if split in (None, part) for file in layout[part] if not (path / file).is_file()):
-        raise DataError(f"{path}: holds no {file}; to fetch e-SNLI's files there: python data.py download esnli --out={path}")
-    return [(path / file, part) for part in SPLITS if split in (None, part) for file in layout[part]]
+    files = [(path / file, own) for own in SPLITS if split in (None, own) for file in layout[own]]
+    if missing := [file.name for file, _ in files if not file.is_file()]:
+        raise DataError(f"{path}: holds no {missing[0]}; to fetch e-SNLI's files there: python data.py download esnli --out={path}")
+    return files
 
 def split_of(premise):
     """The split of a row of a single file: 80/10/10 by a hash of its premise, so that no premise stands in two splits."""
