@@ -630,17 +630,17 @@ class Apprentice:
         """[(premise, hypothesis), …] -> [Answer, …] in the same order; of several tasks that name a label the last counts. Pairs of like
         length are answered together. rationales: the reasons (N texts) that a simulator is shown; how: more options of `generate`."""
         examples = [Example(str(i), *pair, None, (reason,)) for i, (pair, reason) in enumerate(zip(pairs, rationales or [""] * len(pairs), strict=True))]
-        labels, rationales, texts = [None] * len(pairs), [""] * len(pairs), [[] for _ in pairs]
+        answers = [Answer(None, "", "") for _ in pairs]
         with tqdm(total=len(pairs) * len(self.tasks), desc="answering", unit="text", disable=not progress) as bar:
-            for task in self.tasks:
+            for k, task in enumerate(self.tasks):
                 for i, text in self.write(task, examples, bar, num_beams, **how):
-                    texts[i].append(text)
-                    label, rationale = task.parse(text)
+                    answer, (label, rationale) = answers[i], task.parse(text)
+                    answer.text = f"{answer.text}\n{text}" if k else text
                     if "label" in task.parts:
-                        labels[i] = label
+                        answer.label = label
                     if "rationale" in task.parts:
-                        rationales[i] = rationale
-        return [Answer(a, b, "\n".join(c)) for a, b, c in zip(labels, rationales, texts, strict=True)]
+                        answer.rationale = rationale
+        return answers
 
     def cost(self, pairs):
         """What an answer costs -> {"parameters": how many, "ms_an_answer": text, the median of a few pairs answered one by one}"""
