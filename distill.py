@@ -658,7 +658,24 @@ def lessons(config, teachers):
 
 def thinned(source, target, label_tokens, share):
     """A row whose source has lost a share of its tokens, but not </s>."""
-    return (source[(torch.rand(len(source)) >= share).index_fill_(0, torch.tensor(len(source) - 1), True).numpy()] if share else source), target, label_tokens
+    if share:
+        kept = torch.rand(len(source)) >= share
+        kept[-1] = True
+        source = source[kept.numpy()]
+    return source, target, label_tokens
+
+def teacher_of(name, folder, config, tokenizer, rows):
+    """A T5 teacher as `Trainer` asks it, of a vocabulary like the student's: live, or from the disk where there is a teacher_cache."""
+    vocabulary = tokenizer.path.read_bytes()
+    if (folder / "spiece.model").read_bytes() != vocabulary:
+        raise DataError(f"teacher {name} has another vocabulary than the student: set kd_weight and hidden_weight to 0 and teacher_writes to all or rest")
+    if (words := T5Config.from_file(folder / "config.json").vocab_size) < tokenizer.vocab_size:
+        raise DataError(f"teacher {name}: its config.json has {words:,} words, its spiece.model {tokenizer.vocab_size:,}")
+    if not config.teacher_cache:
+        return LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size)
+    about, config = {"teacher": weights_digest(folder), "vocabulary": digest(vocabulary)}, replace(config, top_k=min(config.top_k, tokenizer.vocab_size))
+    return CachedTeacher(Path(config.teacher_cache) / folder.name, about, rows, config,
+                         live=lambda: teacher_of(name, folder, replace(config, teacher_cache=""), tokenizer, ()))  # fmt: skip
 
 def prepare(config):
     """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batches_of(row numbers), validation examples)"""
@@ -678,18 +695,8 @@ def prepare(config):
               for source, weight in lessons(config, teachers)]  # fmt: skip
     rows = {task: ConcatDataset([group[task] for group, _ in groups]) for task in tasks}
     weights = torch.cat([torch.full((len(group[tasks[0]]),), weight) for group, weight in groups])
-    asked, vocabulary = [], (config.folder / "spiece.model").read_bytes()
-    for (name, _), folder in zip(config.teachers(), teachers, strict=True) if config.uses("kd_weight", "hidden_weight") else ():
-        if (folder / "spiece.model").read_bytes() != vocabulary:
-            raise DataError(f"teacher {name} has another vocabulary than the student: set kd_weight and hidden_weight to 0 and teacher_writes to all or rest")
-        if (words := T5Config.from_file(folder / "config.json").vocab_size) < tokenizer.vocab_size:
-            raise DataError(f"teacher {name}: its config.json has {words:,} words, its spiece.model {tokenizer.vocab_size:,}")
-        ask = functools.partial(lambda folder: LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size), folder)
-        if config.teacher_cache:
-            about = {"teacher": weights_digest(folder), "vocabulary": digest(vocabulary)}
-            ask = functools.partial(CachedTeacher, Path(config.teacher_cache) / folder.name, about, itertools.chain(*rows.values()),
-                                    replace(config, top_k=min(config.top_k, tokenizer.vocab_size)), ask)
-        asked.append(ask())
+    asked = zip(config.teachers(), teachers, strict=True) if config.uses("kd_weight", "hidden_weight") else ()
+    asked = [teacher_of(name, folder, config, tokenizer, itertools.chain(*rows.values())) for (name, _), folder in asked]
     trainer = Trainer(student, asked, config, tokenizer.vocab_size)
     learn, have = (sum(p.numel() for p in some) for some in (trainer.learning, student.parameters()))
     print(f"{learn:,} parameters learn, {learn / have:.1%} of the {have:,} there are, from {len(weights):,} rows")
