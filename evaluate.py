@@ -203,8 +203,8 @@ def label_metrics(gold, predicted):
     for label, row in confusion.items():
         scores = _scores(row[label], sum(other[label] for other in confusion.values()), sum(row.values()))
         labels[label] = {**dict(zip(("precision", "recall", "f1"), scores, strict=True)), "rows": sum(row.values())}
-    right, nothing = (sum(pairs[label, got or label] for label in LABELS) for got in ("", "none"))
-    return {"accuracy": right / len(gold), "valid": (len(gold) - nothing) / len(gold), "labels": labels, "confusion": confusion,
+    right, unread = sum(confusion[label][label] for label in LABELS), sum(row["none"] for row in confusion.values())
+    return {"accuracy": right / len(gold), "valid": (len(gold) - unread) / len(gold), "labels": labels, "confusion": confusion,
             "macro_f1": float(np.mean([scores["f1"] for scores in labels.values() if scores["rows"]]))}  # fmt: skip
 
 def reason_metrics(reasons, references, clusters, seed=0, embed=None):
@@ -798,7 +798,8 @@ def main(argv):
         simulators |= {path: simulator for path in map(Path, words) if learnt in (path.resolve(), path.resolve() / "predictions.jsonl")}
         if simulator not in simulators.values() or simulator.format != "simulate":
             raise DataError(f"{name} did not learn what {words[0]} answers: python distill.py configs/simulator.py --data={words[0]}/predictions.jsonl does")
-    done = dict(zip(words, map(functools.partial(judge, opt=opt, baselines={}, simulators=simulators), map(Path, words)), strict=True))
+    baselines = {}
+    done = {path: judge(Path(path), opt, baselines, simulators) for path in words}
     for path, (result, lines, human) in done.items():
         others = {name: their for name, (other, their, _) in done.items() if name != path and all(other[key] == result[key] for key in ("data", "split"))}
         for i, line in enumerate(lines):
