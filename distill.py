@@ -440,9 +440,9 @@ class Trainer:
         self.names, weights = zip(*(c.teachers() or [(str(i), 1.0) for i in range(len(teachers))] or [("", 1.0)]), strict=True)
         self.teacher_weights = torch.tensor(weights, device=self.device)
         self.autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=c.bf16)
-        chosen = learning_parameters(student, c.train_only, matrices=c.lora_rank > 0)
-        self.lora = LoRA(list(chosen.values()), c.lora_rank, c.lora_alpha) if c.lora_rank else None
-        self.learning = [*self.lora.A, *self.lora.B] if self.lora else list(chosen.values())
+        chosen = [*learning_parameters(student, c.train_only, matrices=c.lora_rank > 0).values()]
+        self.lora = LoRA(chosen if c.lora_rank else [], c.lora_rank or 1, c.lora_alpha)  # of no matrices it does nothing
+        self.learning = [*self.lora.A, *self.lora.B] or chosen
         d, widths = student.config.d_model, [t.model.config.d_model for t in self.teachers if c.uses("hidden_weight")]
         self.projections = nn.ModuleList(nn.Linear(d, width, bias=False) if width != d else nn.Identity() for width in widths).to(self.device)
         self.moving = [*self.learning, *self.projections.parameters()]
@@ -477,8 +477,7 @@ class Trainer:
         self.told.zero_()
         for batch, x, share in zip(batches, is_label, shares, strict=True):
             self.backward(batch, x, share, now) if self.records is None else self.replay(batch, x, share, now)
-        if self.lora:
-            self.lora.pull()
+        self.lora.pull()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.moving if p.grad is not None])
         self.optimizer.grad_scale = (norm / c.grad_clip).clamp(min=1).float()  # what the fused step divides gradients by: clipping without its own pass
         *told, grad_norm, tokens = torch.stack([*self.told, norm, sources + sum((b.labels != -100).sum() for b in batches)]).tolist()
@@ -491,8 +490,7 @@ class Trainer:
                 p.grad = None
         else:
             torch._foreach_zero_([p.grad for p in self.graded])
-        if self.lora:
-            self.lora.merge()
+        self.lora.merge()
         self.steps += 1
         return dict(zip(self.tells, told, strict=True)) | {"grad_norm": grad_norm, "lr": lr, "tokens": int(tokens)}
 
@@ -583,7 +581,7 @@ class Trainer:
         """All that going on needs, in plain tensors and numbers."""
         cuda = torch.cuda.get_rng_state(self.device) if str(self.device).startswith("cuda") else torch.empty(0)
         return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict(), "projections": self.projections.state_dict(),
-                "lora": [x.detach() for x in self.lora.state] if self.lora else [], "steps": self.steps, "random": torch.get_rng_state(), "cuda": cuda}
+                "lora": [x.detach() for x in self.lora.state], "steps": self.steps, "random": torch.get_rng_state(), "cuda": cuda}
 
     def load_state_dict(self, state):
         """Go on from what state_dict gave."""
@@ -591,7 +589,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.projections.load_state_dict(state["projections"])
         self.steps = state["steps"]
-        for mine, saved in zip(self.lora.state if self.lora else [], state["lora"], strict=True):
+        for mine, saved in zip(self.lora.state, state["lora"], strict=True):
             mine.data.copy_(saved)
         torch.set_rng_state(state["random"])
         if len(state["cuda"]):
