@@ -349,26 +349,11 @@ def example_of(row, names, numbers, name, mended, pairs=None):
 def fetch_esnli(folder, split=None):
     """Bring the official files of e-SNLI (Camburu et al. 2018) that are not there yet, from $ESNLI_URL if it is set. Each grows as
     NAME.part.csv, which a later try or call goes on with, and takes its name once its length and rows are right. Raises DataError."""
-    def download():
-        done = part.stat().st_size if part.exists() else 0
-        try:
-            reply = urllib.request.urlopen(urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {}), timeout=60)
-        except urllib.request.HTTPError as e:
-            if e.code == 416:  # what lies here is not the beginning of what lies there, or is all of it
-                part.unlink()
-            raise
-        done = done if reply.status == 206 else 0  # else the whole file comes, whatever was asked
-        total = done + int(reply.headers.get("Content-Length") or 0)
-        with reply, open(part, "ab" if done else "wb") as out, tqdm(desc=file, total=total, initial=done, unit="B", unit_scale=True) as bar:
-            while block := reply.read(1 << 16):
-                bar.update(out.write(block))
-        if part.stat().st_size < total:
-            raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
     folder.mkdir(parents=True, exist_ok=True)
     for file, rows in [item for own in SPLITS if split in (None, own) for item in FOLDERS[0][own].items() if not (folder / item[0]).exists()]:
         url, part = f"{os.environ.get('ESNLI_URL', ESNLI_URL).rstrip('/')}/{file}", folder / file.replace(".csv", ".part.csv")
         try:
-            retry(download)
+            retry(download, url, part)
             if (found := sum(1 for _ in rows_of(part))) != rows:
                 raise DataError(f"what came holds {found:,} rows, not {rows:,}")
         except (OSError, HTTPException, DataError) as e:
@@ -377,17 +362,34 @@ def fetch_esnli(folder, split=None):
             raise DataError(f"{url}: not fetched ({e}); run this again to go on, or download it by hand to {folder / file}") from None
         os.replace(part, folder / file)
 
-def retry(call, tries=5, pause=1.0):
-    """call(), again after failures that may pass: when the server's Retry-After says, else after 1, 2, 4, … seconds. Raises the last."""
-    for attempt in range(tries):
+def download(url, part):
+    """Download a file, or what its part here lacks, with a progress bar."""
+    done = part.stat().st_size if part.exists() else 0
+    try:
+        reply = urllib.request.urlopen(urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {}), timeout=60)
+    except urllib.request.HTTPError as e:
+        if e.code == 416:  # what lies here is not the beginning of what lies there, or is all of it
+            part.unlink()
+        raise
+    done = done if reply.status == 206 else 0  # else the whole file comes, whatever was asked
+    total = done + int(reply.headers.get("Content-Length") or 0)
+    with reply, open(part, "ab" if done else "wb") as out, tqdm(desc=url.split("/")[-1], total=total, initial=done, unit="B", unit_scale=True) as bar:
+        while block := reply.read(1 << 16):
+            bar.update(out.write(block))
+    if part.stat().st_size < total:
+        raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
+
+def retry(call, *args):
+    """call(*args), again after failures that may pass: when the server's Retry-After says, else after 1, 2, 4, 8 seconds. Raises the fifth."""
+    for pause in (1, 2, 4, 8, None):
         try:
-            return call()
+            return call(*args)
         except (OSError, HTTPException) as e:
-            if attempt == tries - 1 or (getattr(e, "code", 500) < 500 and e.code not in (408, 416, 429)):
+            if not pause or (getattr(e, "code", 500) < 500 and e.code not in (408, 416, 429)):
                 raise
             told = str(getattr(e, "headers", {}).get("Retry-After"))  # seconds or a date
             date = parsedate_tz(told)
-            time.sleep(int(told) if told.isdigit() else max(0, mktime_tz(date) - time.time()) if date else pause * 2**attempt)
+            time.sleep(int(told) if told.isdigit() else max(0, mktime_tz(date) - time.time()) if date else pause)
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
 PAD, EOS, UNK, SENTINELS = 0, 1, 2, 100  # sentinels are T5's blanks, <extra_id_0> … <extra_id_99>; their ids count down from the end
