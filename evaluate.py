@@ -484,7 +484,8 @@ def swapped(lines, same, seed=0):
     """For each line another one, drawn among those with the same answer (same=False: with a different one); an empty one if there is none."""
     rng, empty = random.Random(seed), {"rationale": "", "premise": "", "hypothesis": ""}
     pools = {label: [line for line in lines if (line["label"] == label) == same] for label in {line["label"] for line in lines}}
-    return [next((other for other in rng.sample(pool, min(2, len(pool))) if other is not line), empty) for line in lines for pool in [pools[line["label"]]]]
+    drawn = [rng.sample(pools[line["label"]], min(2, len(pools[line["label"]]))) for line in lines]  # two, as one may be the line itself
+    return [next((other for other in two if other is not line), empty) for line, two in zip(lines, drawn, strict=True)]
 
 def consistency(lines, seed=0):
     """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason; a line where they
@@ -634,11 +635,12 @@ def trade_off(results):
             "parameters": result.get("parameters"), **costs}  # fmt: skip
     runs, most = list(table.values()), max(table.values(), key=lambda row: row["parameters"] or 0)
     costs = [cost for cost in ("parameters", "µs", "kB") if all(row[cost] for row in runs)]
-    best = lambda row, cost, value: not any(  # noqa: E731
-        o[cost] <= row[cost] and (o[value] or 0) >= row[value] and (o[cost], o[value]) != (row[cost], row[value]) for o in runs)  # fmt: skip
-    pictures = [{"x": cost, "y": value, "lines": {name: ([row[cost]], [row[value]], "o" if best(row, cost, value) else "x") for name, row in table.items()
-                                                  if row[value]}} for value in ("accuracy", "ROUGE-L", "nearer") if any(row[value] for row in runs)
-                for cost in costs]  # fmt: skip
+    def best(row, cost, value):  # no other run is as good for less, or better for as little
+        return not any(o[cost] <= row[cost] and (o[value] or 0) >= row[value] and (o[cost], o[value]) != (row[cost], row[value]) for o in runs)
+    pictures = []
+    for value, cost in itertools.product(("accuracy", "ROUGE-L", "nearer"), costs):
+        if points := {name: ([row[cost]], [row[value]], "o" if best(row, cost, value) else "x") for name, row in table.items() if row[value]}:
+            pictures.append({"x": cost, "y": value, "lines": points})
     for row in runs:
         kept = [f"{row[key] / most[key]:.0%} of the {key}" for key in ("accuracy", "parameters") if most[key]]
         kept += [f"{most[key] / row[key]:.1f}x as fast" for key in costs if key == "µs"]
