@@ -623,15 +623,13 @@ def read_safetensors(path):
     if size < 8 or length > size - 8:
         raise CheckpointError(f"{path} is no safetensors file or is cut short: its header claims {length} bytes, the file has {size}")
     try:
-        header, data, entries = json.loads(data[8 : 8 + length].numpy().tobytes()), data[8 + length :], {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                entries[name] = SAFE_TYPES[entry["dtype"]], [*entry["shape"]], start, end
+        header, data = json.loads(data[8 : 8 + length].numpy().tobytes()), data[8 + length :]
+        header.pop("__metadata__", None)
+        entries = [(name, SAFE_TYPES[e["dtype"]], [*e["shape"]], start, end) for name, e in header.items() for start, end in [e["data_offsets"]]]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
         raise CheckpointError(f"{path}: the safetensors header cannot be read ({type(e).__name__}: {e})") from None
     tensors = {}
-    for name, (dtype, shape, start, end) in entries.items():
+    for name, dtype, shape, start, end in entries:
         if not all(type(n) is int and n >= 0 for n in (*shape, start, end)) or not start <= end <= len(data):
             raise CheckpointError(f"{path}: {name} lies at bytes {start} to {end} of {len(data)}: the file is cut short or its header is wrong")
         if end - start != math.prod(shape) * dtype.itemsize:
