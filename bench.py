@@ -201,7 +201,7 @@ def print_numbers(title, rows):
 
     def text(cell):
         if cell is None or isinstance(cell, str) or isinstance(cell, int) and cell < 1000:
-            return "–" if cell is None else str(cell)
+            return cell  # print_table tells these as they are
         power = min((len(str(int(cell))) - 1) // 3, 4)
         return f"{cell / 1000**power:#.3g}".rstrip(".") + ("", " k", " M", " G", " T")[power]
 

@@ -688,7 +688,7 @@ def prepare(config):
         student = T5.from_pretrained(start) if start else cut_student(T5.from_pretrained(teachers[0]), config.student_layers)
     if student.config.vocab_size < tokenizer.vocab_size:
         raise DataError(f"{start}: its config.json has {student.config.vocab_size:,} words, its spiece.model {tokenizer.vocab_size:,}")
-    limits = dict(max_source=config.max_source, max_target=config.max_target, explanations=config.explanations or 99)
+    limits = dict(max_source=config.max_source, max_target=config.max_target, explanations=config.explanations)
     groups = [(encoded_rows(source, "train", tokenizer, tasks, limit=0 if isinstance(source, list) else config.labelled_rows, **limits), weight)
               for source, weight in lessons(config, teachers)]  # fmt: skip
     rows = {task: ConcatDataset([group[task] for group, _ in groups]) for task in tasks}
@@ -714,10 +714,9 @@ def train(config, origin):
     if (folder / "run.json").is_file():
         run = read_run(folder)
         was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
-        differ = [k for k in settings if settings[k] != was[k] and k != "out_dir"]  # a folder may have been moved
+        differ = [f"its {k} is {was[k]!r}, not {settings[k]!r}" for k in settings if settings[k] != was[k] and k != "out_dir"]  # folders may move
         if differ and (folder / "log.jsonl").is_file():
-            was = f"{folder} holds another run: its {differ[0]} is {was[differ[0]]!r}, not {settings[differ[0]]!r}"
-            raise DataError(f"{was}; choose another --name, or delete the folder")
+            raise DataError(f"{folder} holds another run: {differ[0]}; choose another --name, or delete the folder")
         if run.get("finished"):
             print(f"{folder} is finished")
             return folder
