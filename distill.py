@@ -604,7 +604,7 @@ def folder_of(name, config):
     if Path(name).stem == config.name:
         raise DataError(f"{name} would be trained in {config.folder}, where this run itself stands; choose another --name")
     values = {"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}
-    return train(Config(**values), dict.fromkeys(values, name))
+    return train(Config(**values), dict.fromkeys(values, name) | dict.fromkeys(("out_dir", "device"), config.name))
 
 def vocabulary_for(config, tasks, start):
     """The tokenizer of a run, its spiece.model in the run folder. start: the folder whose vocabulary the student takes over, or None."""
@@ -806,21 +806,23 @@ def main(argv):
         return print(__doc__, inspect.getsource(Config), sep="\n")
     (runs, origin), configs, folders = read_settings(argv), [], []
     for config in (Config(**values) for values in runs):  # all of them first: a mistake shows before hours of training
-        beside = {f"{config.name}-{name}": {k: cast(k, v, asdict(Config())) for k, v in other.items()} for name, other in config.baselines.items()}
-        configs += [*(replace(config, **other, name=name, baselines={}) for name, other in beside.items()), config]
-    for data in configs[-1].tests.split():
+        for name, other in config.baselines.items():
+            other = {k: cast(k, v, asdict(Config())) for k, v in other.items()}
+            configs.append((replace(config, **other, name=f"{config.name}-{name}", baselines={}), origin | dict.fromkeys(other, f"baseline {name}")))
+        configs.append((config, origin))
+    for data in config.tests.split():
         read_examples(data, "test", 1)
-    for config in configs:
+    for config, _ in configs:
         check(config)
-    for config in configs:
+    for config, origin in configs:
         start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
         before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)]
         folders += [f for f in (*before, train(config, origin)) if f not in folders]
-    if configs[-1].format == "simulate":
+    if config.format == "simulate":
         return print(f"results are in {folders[-1]}; python evaluate.py RUN --simulator={folders[-1]} judges by it whether RUN's reasons help")
-    for data in configs[-1].tests.split() or [configs[-1].data]:
+    for data in config.tests.split() or [config.data]:
         with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report
-            evaluate.main([*map(str, folders), f"--data={data}", f"--limit={configs[-1].test_rows}", f"--device={configs[-1].torch_device}", "--probes=0"])
+            evaluate.main([*map(str, folders), f"--data={data}", f"--limit={config.test_rows}", f"--device={config.torch_device}", "--probes=0"])
         print(f"\n{data}, test rows; in percent but for parameters and time")
         found = {str(folder): json.loads((folder / "eval.json").read_text()) for folder in folders}
         table = found[str(folders[-1])]["findings"]["The answers"]["table"]
