@@ -817,7 +817,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
     if missing := [word for word in ("{premise}", "{hypothesis}") if word not in template]:
         raise DataError(f"{prompt}: holds no {missing[0]}; a prompt says with {{premise}}, {{hypothesis}} and {{label}} where these go")
-    shown = random.Random(seed).sample(usable := [e for e in examples.values() if e.label and e.explanations], min(shots, len(usable)))
+    usable = [e for e in examples.values() if e.label and e.explanations]
+    shown = random.Random(seed).sample(usable, min(shots, len(usable)))
     def question(e):
         words = {"premise": e.premise, "hypothesis": e.hypothesis, "label": f"It is: {e.label}." if given else ""}
         return {"role": "user", "content": re.sub("{(premise|hypothesis|label)}", lambda found: words[found[1]], template)}
@@ -827,7 +828,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         body = {"model": model, "messages": [*turns, question(e)], "temperature": temperature, "max_tokens": max_new_tokens}
         try:
             replies = ([(f"Reason: {a.rationale}\nLabel: {a.label}", "stop", 0) for a in apprentice.answer([(e.premise, e.hypothesis)])] if apprentice else
-                       [chat(url, body | {"seed": seed + k}, timeout, lines) for k in range(samples)])  # fmt: skip
+                       [chat(url, body | {"seed": seed + k}, timeout, connections) for k in range(samples)])  # fmt: skip
         except (OSError, HTTPException) as error:
             if getattr(error, "code", 0) in (401, 403, 404):
                 raise DataError(f"{url}: the server answers {error.code}; check --url, --model and OPENAI_API_KEY") from None
@@ -837,7 +838,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         reason = next((reason for other, reason, fault in found if other == label and not fault), "")
         return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
                 "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}  # fmt: skip
-    todo, waiting, lines, workers, requests, tokens = [e for e in examples.values() if e.id not in rows][::-1], set(), {}, concurrency if url else 1, 0, 0
+    todo, workers, connections = [e for e in examples.values() if e.id not in rows][::-1], concurrency if url else 1, {}
+    waiting, requests, tokens = set(), 0, 0
     with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(workers) as pool:
         file.truncate(sum(map(len, done)))
         try:
@@ -870,15 +872,15 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
           f"{sum(row['tokens'] for row in rows):,} tokens; failures: {', '.join(f'{why} {count:,}' for why, count in (+failures).most_common()) or 'none'}")
     return rows
 
-def chat(url, body, timeout, lines):
-    """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails. lines: {thread: the connection it keeps}."""
+def chat(url, body, timeout, connections):
+    """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails. connections: {thread: the one that it keeps}."""
     place, key = urllib.request.urlsplit(f"{url.rstrip('/')}/chat/completions"), os.environ.get("OPENAI_API_KEY", "none").strip()
-    if not (line := lines.get(get_ident())):
+    if not (line := connections.get(get_ident())):
         proxy = None if urllib.request.proxy_bypass(place.hostname) else urllib.request.getproxies().get(place.scheme)
         line = (HTTPSConnection if place.scheme == "https" else HTTPConnection)((proxy or url).split("//")[-1].split("/")[0], timeout=timeout)
         if proxy:
             line.set_tunnel(place.netloc)
-        lines[get_ident()] = line
+        connections[get_ident()] = line
     def call():
         try:
             line.request("POST", place.path, json.dumps(body), {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})

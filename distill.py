@@ -810,7 +810,7 @@ def main(argv):
             other = {k: cast(k, v, asdict(Config())) for k, v in other.items()}
             configs.append((replace(config, **other, name=f"{config.name}-{name}", baselines={}), origin | dict.fromkeys(other, f"baseline {name}")))
         configs.append((config, origin))
-    for data in config.tests.split():
+    for data in config.tests.split():  # of the last one, whose table it will be
         read_examples(data, "test", 1)
     for config, _ in configs:
         check(config)
