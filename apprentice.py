@@ -828,7 +828,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         body = {"model": model, "messages": [*turns, question(e)], "temperature": temperature, "max_tokens": max_new_tokens}
         try:
             replies = ([(f"Reason: {a.rationale}\nLabel: {a.label}", "stop", 0) for a in apprentice.answer([(e.premise, e.hypothesis)])] if apprentice else
-                       [chat(url, body | {"seed": seed + k}, timeout, connections) for k in range(samples)])  # fmt: skip
+                       [retry(chat, url, body | {"seed": seed + k}, timeout, connections) for k in range(samples)])  # fmt: skip
         except (OSError, HTTPException) as error:
             if getattr(error, "code", 0) in (401, 403, 404):
                 raise DataError(f"{url}: the server answers {error.code}; check --url, --model and OPENAI_API_KEY") from None
@@ -881,23 +881,21 @@ def chat(url, body, timeout, connections):
         if proxy:
             line.set_tunnel(place.netloc)
         connections[get_ident()] = line
-    def call():
-        try:
-            line.request("POST", place.path, json.dumps(body), {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
-            reply = line.getresponse()
-            content = reply.read()
-            if reply.status != 200:
-                raise urllib.request.HTTPError(url, reply.status, reply.reason, reply.headers, None)
-            (choice, *_), usage = (told := json.loads(content))["choices"], told.get("usage") or {}
-            return (choice["message"]["content"] or "").strip(), choice.get("finish_reason"), int(usage.get("total_tokens") or 0)
-        except ssl.SSLCertVerificationError as e:
-            raise DataError(f"{url}: its certificate is not trusted ({e}); $SSL_CERT_FILE can name one that is") from None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise ConnectionError("the answer is no chat completion") from None
-        except (OSError, HTTPException):
-            line.close()  # the next request opens it anew
-            raise
-    return retry(call)
+    try:
+        line.request("POST", place.path, json.dumps(body), {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
+        reply = line.getresponse()
+        content = reply.read()
+        if reply.status != 200:
+            raise urllib.request.HTTPError(url, reply.status, reply.reason, reply.headers, None)
+        (choice, *_), usage = (told := json.loads(content))["choices"], told.get("usage") or {}
+        return (choice["message"]["content"] or "").strip(), choice.get("finish_reason"), int(usage.get("total_tokens") or 0)
+    except ssl.SSLCertVerificationError as e:
+        raise DataError(f"{url}: its certificate is not trusted ({e}); $SSL_CERT_FILE can name one that is") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ConnectionError("the answer is no chat completion") from None
+    except (OSError, HTTPException):
+        line.close()  # the next request opens it anew
+        raise
 
 def read_reply(text, finish_reason="stop", given=None):
     """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
