@@ -62,7 +62,7 @@ class Decoder:
         self.model, self.source, self.source_mask, self.K, self.steps = model, source, source_mask, num_beams, steps
         self.heads, self.slots, self.linear = (model.config.num_heads, model.config.d_kv), 0, plain_linear
         self.layers = [((b.attention_norm, b.attention.qkv, b.attention.out), (b.cross_norm, b.cross.q, b.cross.out), (b.ff_norm, b.ff.wi, b.ff.wo))
-                       for b in model.decoder.blocks]  # fmt: skip
+                       for b in model.decoder.blocks]
 
     def begin(self):
         """Read the sources."""
@@ -142,7 +142,7 @@ def attention(q, kv, mask):
 
 @torch.inference_mode()
 def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
-             early_stopping=False, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=1, generator=None):  # fmt: skip
+             early_stopping=False, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=1, generator=None):
     """Write target sequences for source (B, S) ids, source_mask (B, S) bool, True = token.
 
     Returns B * num_return_sequences lists of ids, the best of a source first, without the start token and cut before </s>: the same
@@ -153,7 +153,7 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
     A GPU records a step for each shape, way of searching and generator: hand over the same generator again, not a new one each time."""
     if num_beams < 1 or max_new_tokens < 1 or num_return_sequences < 1 or temperature <= 0 or not 0 < top_p <= 1 or top_k < 0:
         raise ValueError(f"generate: num_beams {num_beams}, max_new_tokens {max_new_tokens} and num_return_sequences {num_return_sequences} "
-                         f"are at least 1, temperature {temperature} above 0, top_p {top_p} in (0, 1], top_k {top_k} at least 0")  # fmt: skip
+                         f"are at least 1, temperature {temperature} above 0, top_p {top_p} in (0, 1], top_k {top_k} at least 0")
     if do_sample and num_beams > 1:
         raise ValueError("generate: do_sample draws one token at a time; use it with num_beams=1")
     if num_return_sequences > num_beams and not do_sample:
@@ -449,7 +449,7 @@ else:
 
     @triton.jit(do_not_specialize=["R"])
     def linear_kernel(x_at, weight_at, norm_at, y_at, R, N, M, eps, GATED: tl.constexpr, RELU: tl.constexpr, NORM: tl.constexpr, ONTO: tl.constexpr,
-                      ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr):  # fmt: skip
+                      ROWS: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr):
         """`plain_linear`, ROWS rows and OUT columns of it a program: so little is computed that norming the rows anew in each one costs nothing."""
         row, out, col = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * OUT + tl.arange(0, OUT), tl.arange(0, IN)
         x_at += row[:, None] * N
@@ -481,7 +481,7 @@ else:
 
     @triton.jit(do_not_specialize=["slots", "steps"])
     def attention_kernel(q_at, kv_at, y_at, bias_at, seen_at, filled_at, slots, steps, H: tl.constexpr, D: tl.constexpr, K: tl.constexpr,
-                         SELF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                         SELF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         """`plain_attention`, a head of a source a program; softmax as it goes (Milakov & Gimelshein 2018, arXiv 1805.02867)."""
         b, h, row, dim = tl.program_id(0), tl.program_id(1), tl.arange(0, ROWS)[:, None], tl.arange(0, D)
         q_at += (b * K + row) * (3 * H * D if SELF else H * D) + h * D + dim
@@ -523,7 +523,7 @@ def fused_linear(x, matrix, norm=None, act="", onto=None):
     y, (rows, out, depth) = x.new_empty(R, M) if onto is None else onto, (16, 16, 512) if R <= 16 else (32, 32, 256)
     linear_kernel[triton.cdiv(M, out), triton.cdiv(R, rows)](
         x, matrix.weight, norm and norm.weight, y, R, N, M, norm.eps if norm else 0.0, gated, act == "relu", norm is not None, onto is not None,
-        rows, out, depth // (1 + fp32), num_stages=2)  # fmt: skip
+        rows, out, depth // (1 + fp32), num_stages=2)
     return y
 
 def fused_attention(q, kv, heads, K, seen, bias=None, filled=None):
@@ -531,7 +531,7 @@ def fused_attention(q, kv, heads, K, seen, bias=None, filled=None):
     (H, k), (B, slots) = heads, kv.shape[:2]
     y, (block, warps) = q.new_empty(B * K, H * k), (64, 4) if B * H < 256 else (16, 1)
     attention_kernel[B, H](q, kv, y, bias, seen.view(torch.uint8), filled, slots, 0 if bias is None else bias.shape[1], H, k, K, filled is not None,
-                           max(16, triton.next_power_of_2(K)), block, num_warps=warps)  # fmt: skip
+                           max(16, triton.next_power_of_2(K)), block, num_warps=warps)
     return y
 
 class Recorded:
@@ -681,7 +681,7 @@ class Apprentice:
         elif rationales is None:
             rationales = [answer.rationale for answer in self.answer(pairs)]
         examples = [Example(str(i), *pair, label, (reason,)) for i, (pair, reason) in enumerate(zip(pairs, rationales, strict=True))
-                    for label in LABELS]  # fmt: skip
+                    for label in LABELS]
         rows = encode_examples(self.tokenizer, task, [(e, 0) for e in examples], self.max_source, 1024)  # a given reason is never cut
         order, scores = sorted(range(len(pairs)), key=lambda i: -len(rows[3 * i][0])), torch.empty(len(pairs), 3)
         for start in range(0, len(order), batch_size):
@@ -700,7 +700,7 @@ class Apprentice:
         """Answer the examples into a rationale file: a line a row, with `source` for who says so; how: as `answer` takes it."""
         answers = self.answer([(e.premise, e.hypothesis) for e in examples], progress=True, **how)
         lines = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": a.label, "rationale": a.rationale, "source": source}
-                 for e, a in zip(examples, answers, strict=True)]  # fmt: skip
+                 for e, a in zip(examples, answers, strict=True)]
         replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
     def write(self, format, examples, bar, num_beams=1, **how):
@@ -740,7 +740,7 @@ def sized(size, vocab_size, layers=0, width=0):
     config, wide = SIZES[size], (width or SIZES[size].d_model) / SIZES[size].d_model
     return T5(replace(config, vocab_size=vocab_size, d_model=int(config.d_model * wide), num_heads=max(1, int(config.num_heads * wide)),
                       d_ff=int(config.d_ff * wide), num_layers=layers or config.num_layers,
-                      num_decoder_layers=layers or config.num_decoder_layers))  # fmt: skip
+                      num_decoder_layers=layers or config.num_decoder_layers))
 
 def cut_student(teacher, layers):
     """A T5 with `layers` of the teacher's in each stack, evenly spaced from the first to the last (3 of 12: 0, 6, 11), and all else as
@@ -799,7 +799,7 @@ If the premise is true, is the hypothesis true (entailment), false (contradictio
 Answer in two lines: "Reason:" with one short sentence, then "Label:" with one of the three words."""
 
 def collect(source, *, out="rationales.jsonl", url="", model="", split="train", limit=0, prompt="", given=False, shots=3, samples=1, seed=0,
-            temperature=0.7, max_new_tokens=200, concurrency=8, timeout=60.0, max_requests=0, max_tokens=0):  # fmt: skip
+            temperature=0.7, max_new_tokens=200, concurrency=8, timeout=60.0, max_requests=0, max_tokens=0):
     """Have a model label and explain the examples of a source -> the rows of a rationale file, [{"id", "label", "rationale", …}, …].
     `model` answers at url/chat/completions (OpenAI's protocol; its key: $OPENAI_API_KEY); without a url it is a run folder. prompt: a file
     to use for PROMPT; given: tell the label and ask for the reason; shots: examples shown first; samples: replies a row, of which the majority
@@ -824,11 +824,11 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         return {"role": "user", "content": re.sub("{(premise|hypothesis|label)}", lambda found: words[found[1]], template)}
     def ask(e):  # -> the row of an example, or a text that says why there is none
         turns = [turn for s in shown if s.premise != e.premise
-                 for turn in (question(s), {"role": "assistant", "content": f"Reason: {s.explanations[0]}\nLabel: {s.label}"})]  # fmt: skip
+                 for turn in (question(s), {"role": "assistant", "content": f"Reason: {s.explanations[0]}\nLabel: {s.label}"})]
         body = {"model": model, "messages": [*turns, question(e)], "temperature": temperature, "max_tokens": max_new_tokens}
         try:
             replies = ([(f"Reason: {a.rationale}\nLabel: {a.label}", "stop", 0) for a in apprentice.answer([(e.premise, e.hypothesis)])] if apprentice else
-                       [retry(chat, url, body | {"seed": seed + k}, timeout, connections) for k in range(samples)])  # fmt: skip
+                       [retry(chat, url, body | {"seed": seed + k}, timeout, connections) for k in range(samples)])
         except (OSError, HTTPException) as error:
             if getattr(error, "code", 0) in (401, 403, 404):
                 raise DataError(f"{url}: the server answers {error.code}; check --url, --model and OPENAI_API_KEY") from None
@@ -837,7 +837,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         label, count = (Counter(label for label, _, fault in found if not fault).most_common(1) or [(None, 0)])[0]
         reason = next((reason for other, reason, fault in found if other == label and not fault), "")
         return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
-                "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}  # fmt: skip
+                "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}
     todo, workers, connections = [e for e in examples.values() if e.id not in rows][::-1], concurrency if url else 1, {}
     waiting, requests, tokens = set(), 0, 0
     with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(workers) as pool:
@@ -904,7 +904,7 @@ def read_reply(text, finish_reason="stop", given=None):
     named = {given} if given else set(re.findall("|".join(LABELS), (fields.get("l") or fields.get("a") or text).lower()))
     reason = " ".join((fields.get("r") or fields.get("e") or start).split())
     faults = {"cut off": finish_reason == "length", "no label": not named, "two labels": len(named) > 1,
-              "empty reason": not reason or reason.lower().strip(".") in LABELS}  # fmt: skip
+              "empty reason": not reason or reason.lower().strip(".") in LABELS}
     return named.pop() if len(named) == 1 else None, reason, next((fault for fault, there in faults.items() if there), "")
 
 # --- python apprentice.py ---------------------------------------------------------------------------------------------

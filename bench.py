@@ -64,7 +64,7 @@ def multiply_adds(config, source_tokens, new_tokens, batch=1, num_beams=1):
     return {"encoder": batch * config.num_layers * (S * (4 * d * inner + ff) + 2 * S * S * inner),
             "cross": batch * config.num_decoder_layers * S * 2 * d * inner,
             "decoder": batch * num_beams * config.num_decoder_layers * (T * step + 2 * inner * (T * (T + 1) // 2 + T * S)),
-            "head": batch * num_beams * T * d * config.vocab_size}  # fmt: skip
+            "head": batch * num_beams * T * d * config.vocab_size}
 
 # --- measured, in a process of its own --------------------------------------------------------------------------------
 
@@ -113,7 +113,7 @@ def peer_program(peer, folder, dtype, device):
         logging.set_verbosity_error()
         model = T5ForConditionalGeneration.from_pretrained(folder, dtype="float32" if dtype == "int8" else dtype).eval().to(device)
         return lambda x, T, beams: model.generate(input_ids=x, attention_mask=torch.ones_like(x), do_sample=False, num_beams=beams,
-                                                  min_new_tokens=T, max_new_tokens=T)  # fmt: skip
+                                                  min_new_tokens=T, max_new_tokens=T)
     from ctranslate2 import Translator, get_supported_compute_types
     from ctranslate2.converters import TransformersConverter
 
@@ -161,7 +161,7 @@ def machine():
     names = [line.split(": ")[1] for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.is_file() else []
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"system": platform.platform(), "processor": (names or [platform.machine()])[0], "gpu": gpu, "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}  # fmt: skip
+            "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
 
 def find(name, work):
     """A size, run folder, checkpoint folder or hub name -> (its folder, its T5Config). A size gets random weights, in the folder `work`."""
@@ -177,7 +177,7 @@ def report(name, folder, config, measured, against=""):
     weights = [p.stat().st_size for pattern in ("model*.safetensors", "pytorch_model*.bin") for p in folder.glob(pattern)]
     result = {"name": name, "parameters": sum(parts.values()), "parts": parts, "disk_bytes": sum(weights), "memory_bytes": {},
               "multiply_adds": sum(products.values()), "multiply_adds_of": products, "latency_ms": {}, "throughput": [], "peak_bytes": {},
-              "load_seconds": next(iter(measured.values()))["load_seconds"], "accuracy": None, "rougeL": None, "raw": measured}  # fmt: skip
+              "load_seconds": next(iter(measured.values()))["load_seconds"], "accuracy": None, "rougeL": None, "raw": measured}
     for dtype, found in measured.items():
         alone = found["points"][0]
         median, p95 = 1e3 * np.quantile(alone["seconds"], (0.5, 0.95))
@@ -216,7 +216,7 @@ def print_report(results, against):
         rates = {f"{t['batch']} x {t['num_beams']}": t for t in r["throughput"] if t["dtype"] == dtype}
         row = {"parameters": r["parameters"], "disk": r["disk_bytes"], "memory": r["memory_bytes"][dtype] or None, "peak": r["peak_bytes"][dtype] or None,
                "load s": r["raw"][dtype]["load_seconds"], "multiply-adds": r["multiply_adds"], "ms": r["latency_ms"][dtype]["median"],
-               "p95": r["latency_ms"][dtype]["p95"], **{cell: t["tokens_per_second"] for cell, t in rates.items()}}  # fmt: skip
+               "p95": r["latency_ms"][dtype]["p95"], **{cell: t["tokens_per_second"] for cell, t in rates.items()}}
         rows[name := f"{r['name']} {dtype}"] = row
         first, most = next(iter(rows.items()))
         beside[name] = {k: v and (v / most[k] if k in rates else most[k] / v) for k, v in row.items()}
@@ -244,7 +244,7 @@ def picture_of_cost(results, path):
     for dtype, marker in markers.items():
         axes.plot([], [], marker, color="grey", markersize=5, label=dtype)
     axes.set(xlabel="ms an answer at batch 1", ylabel="accuracy, % (evaluate.py's, in float32)" if known else "parameters",
-             title="area: bytes in memory", xscale="log", yscale="linear" if known else "log", xmargin=0.15, ymargin=0.15)  # fmt: skip
+             title="area: bytes in memory", xscale="log", yscale="linear" if known else "log", xmargin=0.15, ymargin=0.15)
     axes.xaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter(minor_thresholds=(1, 0.7)))  # 20, not 2 x 10^1
     axes.grid(alpha=0.2, which="both")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
@@ -274,7 +274,7 @@ def grow(name, dtype, device, seconds, work):
     for axis, models, points, values in tqdm(jobs, desc="growth", unit="axis"):
         raw = [row for folder, _ in models for row in in_fresh_process(measure, folder, dtype, device, points, seconds)["points"]]
         part = {"seconds": [np.median(row["seconds"]) for row in raw], "extra_bytes": [row["extra_bytes"] for row in raw],
-                "multiply_adds": [sum(multiply_adds(config, *point).values()) for _, config in models for point in points]}  # fmt: skip
+                "multiply_adds": [sum(multiply_adds(config, *point).values()) for _, config in models for point in points]}
         found[axis] = {"values": values, **part, "raw": raw, "exponents": {key: exponent(values, ys) for key, ys in part.items()}}
     return found
 
@@ -335,7 +335,7 @@ def main(argv):
         return print(__doc__)
     names, opt = read_options(argv)
     about = {"device": ", ".join(opt["device"]), "machine": machine(), "options": opt,
-             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", opt["against"]) if p}}}  # fmt: skip
+             "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", opt["against"]) if p}}}
     out, processor = Path(opt["out"]), about["machine"]["gpu" if opt["device"] == ["cuda"] else "processor"]
     on = f"{about['device']} ({processor}, {torch.get_num_threads()} threads)"
     if about["machine"]["load"] > 1:

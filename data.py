@@ -139,10 +139,10 @@ def _sentence(words, verb):  # {"kind": "spaniel", "action": "running", "thing":
 NAMES = {  # a field goes by the name that our files, e-SNLI, SNLI or SICK give it; FILE?premise=NAME gives another
     "id": ("id", "pairID", "pair_ID"), "label": ("label", "gold_label", "entailment_label", "entailment_judgment"), "rationale": ("rationale", "explanation"),
     "premise": ("premise", "Sentence1", "sentence1", "sentence_A"), "hypothesis": ("hypothesis", "Sentence2", "sentence2", "sentence_B"),
-    "split": ("split", "SemEval_set")}  # fmt: skip
+    "split": ("split", "SemEval_set")}
 FOLDERS = (  # e-SNLI and SNLI come as several files: {split: {file: rows}}
     {"train": {"esnli_train_1.csv": 259_999, "esnli_train_2.csv": 289_368}, "validation": {"esnli_dev.csv": 9_842}, "test": {"esnli_test.csv": 9_824}},
-    {"train": {"snli_1.0_train.jsonl": 550_152}, "validation": {"snli_1.0_dev.jsonl": 10_000}, "test": {"snli_1.0_test.jsonl": 10_000}})  # fmt: skip
+    {"train": {"snli_1.0_train.jsonl": 550_152}, "validation": {"snli_1.0_dev.jsonl": 10_000}, "test": {"snli_1.0_test.jsonl": 10_000}})
 ESNLI_URL = "https://raw.githubusercontent.com/OanaMariaCamburu/e-SNLI/master/dataset"
 NO_LABEL = "the label is -: its annotators did not agree"
 
@@ -295,7 +295,7 @@ def columns(present, names=()):
     for ours in ("premise", "hypothesis", "label"):
         if ours not in found:
             raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {repr(', '.join(present)[:200])[1:-1] or 'none'}"
-                            + "; reasons without sentences are read by FILE?pairs=DATA" * ({*LABELS} <= {*present}))  # fmt: skip
+                            + "; reasons without sentences are read by FILE?pairs=DATA" * ({*LABELS} <= {*present}))
     return found
 
 def example_of(row, names, numbers, name, mended, pairs=None):
@@ -328,7 +328,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
         raise DataError(NO_LABEL)
     if label not in ("", *LABELS):
         raise DataError(f"{found['label']} is {row[found['label']]!r:.60}; it may be {', '.join(LABELS)}, - (left out) or empty (unlabelled); "
-                        "for 0, 1, 2, of which three readings are in use, FILE?labels=ENC says which letter is which number")  # fmt: skip
+                        "for 0, 1, 2, of which three readings are in use, FILE?labels=ENC says which letter is which number")
     premise, hypothesis = (text(found[ours], row[found[ours]]) for ours in ("premise", "hypothesis"))
     if not premise or not hypothesis:
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")
@@ -442,7 +442,7 @@ def train_vocabulary(texts, path, size):
         with open(part, "wb") as file:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(lines + stems + [f"{stem}." for stem in stems]), model_writer=file, vocab_size=size, model_type="unigram",
-                pad_id=PAD, eos_id=EOS, unk_id=UNK, bos_id=-1, hard_vocab_limit=False, character_coverage=0.9999, num_threads=1, minloglevel=2)  # fmt: skip
+                pad_id=PAD, eos_id=EOS, unk_id=UNK, bos_id=-1, hard_vocab_limit=False, character_coverage=0.9999, num_threads=1, minloglevel=2)
         if any(len(Tokenizer(part).encode(label)) != 2 for label in LABELS):
             raise RuntimeError("it would break a label's word up")
         os.replace(part, path)
@@ -474,7 +474,7 @@ class Format:
     def pieces(self, example, explanation=0):
         """(source, [(part, text), …]): the texts joined by spaces are the target, without what the example lacks; own words are rationale."""
         said = {"label": self.words[LABELS.index(example.label)] if example.label else "", "reason": "".join(example.explanations[explanation:][:1]),
-                "premise": example.premise, "hypothesis": example.hypothesis}  # fmt: skip
+                "premise": example.premise, "hypothesis": example.hypothesis}
         source = self.source if isinstance(self.source, str) else self.source[sum(example.id.encode()) % len(self.source)]
         return source.format(**said), [(part, text.format(**said)) for part, text, needed in self.target if said[needed]]
 
@@ -671,7 +671,7 @@ FRAMES = {  # of e-SNLI's uninformative explanations (Camburu et al. 2018, appen
     "just because": "just because", "does not mean": "do(es)?( not|n't) (mean|imply)", "implies": "impl(y|ies)", "if … then": "^if .* then ",
     "rephrases": "rephras", "the same as": "the same (thing|as)", "sentence 1, 2": "sentence (1|2|one|two)", "there is": "^there (is|are) ",
     "cannot infer": "can('t| ?not)? (infer|assume|also|either)", "either … or": "^either .* or ", "it cannot be": "^it cannot be .* if",
-    "contradicts": "contradict", "is different": "is (not the same|different)"}  # fmt: skip
+    "contradicts": "contradict", "is different": "is (not the same|different)"}
 NEGATION = r"\b(no|not|nobody|nothing|never|none)\b|n't\b"
 SAMPLE = 30_000  # all rows are counted; so many, drawn at random where there are more, are looked at closely
 
@@ -698,7 +698,7 @@ def measures_of(e, tokenizer=None):
                                                        for a, b in combinations(texts, 2)],
             "% of the premise's words highlighted": starred[0], "% of the hypothesis' words highlighted": starred[1],
             "% of hypotheses with a negation": [bool(re.search(NEGATION, e.hypothesis.lower()))],
-            **{f"% of explanations: {name}": [bool(re.search(frame, text.lower())) for text in texts] for name, frame in FRAMES.items()}}  # fmt: skip
+            **{f"% of explanations: {name}": [bool(re.search(frame, text.lower())) for text in texts] for name, frame in FRAMES.items()}}
 
 def telling_phrases(groups, texts):
     """{label: phrases, the share of their rows that have the label}: up to three words, by pointwise mutual information with the label, 100
@@ -742,7 +742,7 @@ def explore(source, picture, tokenizer=None):
     pairs = [(len(twins), *(len(set(side)) for side in zip(*twins, strict=True))) for twins in met.values()]  # (rows, splits, labels) of each
     print(f"{sum(n > splits for n, splits, _ in pairs):,} pairs come twice or more in a split, {sum(splits > 1 for _, splits, _ in pairs):,} in several "
           f"splits, {sum(labels > 1 for *_, labels in pairs):,} with several labels; "
-          f"{sum(len(splits) > 1 for splits in homes.values()):,} premises stand in several splits\n")  # fmt: skip
+          f"{sum(len(splits) > 1 for splits in homes.values()):,} premises stand in several splits\n")
     table = {name: [[value for _, own in group for value in own[name]] for group in groups.values()] for name in measures_of(sample[0], tokenizer)}
     table = {name: columns for name, columns in table.items() if any(map(any, columns))}
     yes_or_no = {name: list(map(share, columns)) for name, columns in table.items() if isinstance(max(columns, key=len)[0], bool)}
@@ -757,7 +757,7 @@ def explore(source, picture, tokenizer=None):
             if best:
                 print(f"{what} phrases of {label}: {', '.join(f'{phrase} {of_all:.0%}' for phrase, of_all in best.items())}")
     for way, name in ((max, "words of its premise"), (min, "words of its explanation"), (max, "words of its explanation"),
-                      (min, "% of words that two explanations share"), (min, "% of the hypothesis' words highlighted")):  # fmt: skip
+                      (min, "% of words that two explanations share"), (min, "% of the hypothesis' words highlighted")):
         told = [(value, e) for group in groups.values() for e, own in group for value in own[name]]
         odd |= {f"{way.__name__} {name}": way(told, key=lambda one: one[0])[1]} if told else {}
     for why, e in {**odd, "any": sample[0]}.items():

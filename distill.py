@@ -109,7 +109,7 @@ class Config:
 
     def __post_init__(self):
         legal = {"kd_loss": KINDS, "dtype": ("auto", "float32", "bfloat16"), "teacher_mix": ("fixed", "confidence"),
-                 "teacher_writes": ("none", "rest", "all"), "format": [name for name in TASKS if name != "explain"]}  # fmt: skip
+                 "teacher_writes": ("none", "rest", "all"), "format": [name for name in TASKS if name != "explain"]}
         for text, holds, keys in (
             *((", ".join(values), values.__contains__, key) for key, values in legal.items()),
             ("at least 1", lambda x: x >= 1, "batch_size grad_accumulation max_steps log_every eval_every save_every eval_rows max_source max_target "
@@ -122,7 +122,7 @@ class Config:
             (f'texts such as "kd_weight:0.5", of {", ".join(WEIGHTS)}',
              lambda x: all(re.fullmatch(rf"({'|'.join(WEIGHTS)}):\d{{0,9}}\.?\d{{1,9}}", part) for part in x.split()), "schedule"),
             ("from 0 to below 1e30", lambda x: 0 <= x < 1e30, " ".join(k for k, v in asdict(self).items() if isinstance(v, (int, float)))),
-        ):  # fmt: skip
+        ):
             for key in keys.split():
                 if not holds(getattr(self, key)):
                     raise DataError(f"{key} is {getattr(self, key)!r}; it can be {text}")
@@ -142,7 +142,7 @@ class Config:
             (not all(isinstance(other, dict) and not {"name", "baselines"} & {*other} for other in self.baselines.values()),
              f"baselines is {self.baselines}, not {{name: {{setting: value}}}}; a run beside this one has neither name nor baselines of its own"),
             (self.student == "cut" and not self.student_layers, "student=cut: set student_layers to how many to cut from the teacher"),
-        ):  # fmt: skip
+        ):
             if wrong:
                 raise DataError(why)
 
@@ -341,7 +341,7 @@ class ChunkedHead(torch.autograd.Function):
         return *(g if g is None or same else g * scale for g in ctx.grads), None, None
 
 def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teacher_head, labels, kind="forward_kl", temperature=1.0,
-                             label_smoothing=0.0, weights=(1.0, 1.0), **options):  # fmt: skip
+                             label_smoothing=0.0, weights=(1.0, 1.0), **options):
     """Cross-entropy and divergence of the logits hidden @ head.T, never (N, V) of them at once. hidden (N, d), heads (V, d) (a tied T5's
     scale is in its hidden), labels (N,), -100 = ignore -> (cross_entropy, divergence), means over the labels, with gradients for the student's
     side. weights: what the two will be multiplied with; others are right too and cost a second pass."""
@@ -648,7 +648,7 @@ def lessons(config, teachers):
         free = [e for e in rows if e.premise not in secret]
         same, other = ([e for e in free if (gold.get((e.premise, e.hypothesis), e.label) == e.label) == agrees] for agrees in (True, False))
         print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them to held-out premises (left out), "
-              f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")  # fmt: skip
+              f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")
         found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]
     if not found:
         raise DataError(f"none of what {config.teacher} says can be learnt: no label is named, or none that counts")
@@ -673,7 +673,7 @@ def teacher_of(name, folder, config, tokenizer, rows):
         return LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size)
     about, config = {"teacher": weights_digest(folder), "vocabulary": digest(vocabulary)}, replace(config, top_k=min(config.top_k, tokenizer.vocab_size))
     return CachedTeacher(Path(config.teacher_cache) / folder.name, about, rows, config,
-                         live=lambda: teacher_of(name, folder, replace(config, teacher_cache=""), tokenizer, ()))  # fmt: skip
+                         live=lambda: teacher_of(name, folder, replace(config, teacher_cache=""), tokenizer, ()))
 
 def prepare(config):
     """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batches_of(row numbers), validation examples)"""
@@ -690,7 +690,7 @@ def prepare(config):
         raise DataError(f"{start}: its config.json has {student.config.vocab_size:,} words, its spiece.model {tokenizer.vocab_size:,}")
     limits = dict(max_source=config.max_source, max_target=config.max_target, explanations=config.explanations)
     groups = [(encoded_rows(source, "train", tokenizer, tasks, limit=0 if isinstance(source, list) else config.labelled_rows, **limits), weight)
-              for source, weight in lessons(config, teachers)]  # fmt: skip
+              for source, weight in lessons(config, teachers)]
     rows = {task: ConcatDataset([group[task] for group, _ in groups]) for task in tasks}
     weights = torch.cat([torch.full((len(group[tasks[0]]),), weight) for group, weight in groups])
     asked = zip(config.teachers(), teachers, strict=True) if config.uses("kd_weight", "hidden_weight") else ()
@@ -726,7 +726,7 @@ def train(config, origin):
     folder.mkdir(parents=True, exist_ok=True)
     git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     run = {"settings": settings, "origin": origin, "command": " ".join(sys.argv), "git": git, "finished": False,
-           "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "device": config.torch_device}  # fmt: skip
+           "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "device": config.torch_device}
     replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
     trainer, tokenizer, lengths, batches_of, held_out = prepare(config)
     sampler = BucketSampler(lengths, config.batch_size, config.seed)
@@ -761,14 +761,14 @@ def train(config, origin):
             eta = seconds / (step - first) * (config.max_steps - step)
             parts = " ".join(f"{k} {v:.3f}" for k, v in told.items() if k not in ("lr", "tokens"))
             note(f"{step:6d} {step / config.max_steps:4.0%} | {parts} lr {told['lr']:.1e} | {tokens / seconds:,.0f} tok/s, {eta:.0f} s left",
-                 **told, seconds=seconds)  # fmt: skip
+                 **told, seconds=seconds)
         if step % config.eval_every == 0 or step == config.max_steps:
             apprentice = Apprentice(trainer.student, tokenizer, config.format, config.max_source, config.max_target)
             answers = apprentice.answer([(e.premise, e.hypothesis) for e in held_out], rationales=[(*e.explanations, "")[0] for e in held_out])
             accuracy = sum(a.label == e.label for a, e in zip(answers, held_out, strict=True)) / len(held_out)
             shown = [f"\n    {e.premise} | {e.hypothesis}\n    {e.label} -> {a.label}: {a.rationale}" for e, a in list(zip(held_out, answers, strict=True))[:3]]
             note(f"validation accuracy {accuracy:.1%} on {len(held_out)} rows{', the best so far' * (accuracy >= best)}" + "".join(shown),
-                 validation_accuracy=accuracy)  # fmt: skip
+                 validation_accuracy=accuracy)
             if accuracy >= best:
                 best = accuracy
                 trainer.student.save_pretrained(folder)
@@ -791,7 +791,7 @@ def check(config, trail=()):
     check_device(config.torch_device)
     if config.uses("kd_weight", "hidden_weight") and not config.teachers():
         raise DataError(f"kd_weight={config.kd_weight}, hidden_weight={config.hidden_weight} of {config.name} need a T5 as the teacher; "
-                        f"teacher is {config.teacher!r}")  # fmt: skip
+                        f"teacher is {config.teacher!r}")
     if config.student in SIZES:
         with torch.device("meta"):
             learning_parameters(sized(config.student, 200, config.student_layers, config.student_width), config.train_only, config.lora_rank > 0)

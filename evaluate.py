@@ -50,7 +50,7 @@ STEPS = (  # Porter's steps 2, 3, 4: the measure that the stem must exceed; "suf
     (0, "alli:al"), (0, "ational:ate tional:tion enci:ence anci:ance izer:ize bli:ble entli:ent eli:e ousli:ous ization:ize ation:ate ator:ate alism:al "
         "iveness:ive fulness:ful ousness:ous aliti:al iviti:ive biliti:ble fulli:ful l+ogi:og"),
     (0, "icate:ic ative: alize:al iciti:ic ical:ic ful: ness:"),
-    (1, "al: ance: ence: er: ic: able: ible: ant: ement: ment: ent: s+ion: t+ion: ou: ism: ate: iti: ous: ive: ize:"))  # fmt: skip
+    (1, "al: ance: ence: er: ic: able: ible: ant: ement: ment: ent: s+ion: t+ion: ou: ism: ate: iti: ous: ive: ize:"))
 
 def _shape(word):
     """'c' for each consonant, 'v' for each vowel; y is a vowel after a consonant: "syzygy" is "cvcvcv", "toy" is "cvc". Porter's measure of
@@ -153,7 +153,7 @@ BLEU_RULES = (  # the tokens of the mteval-v13a script, each rule applied to the
     (r"\s+\Z", ""), ("<skipped>", ""), ("-\n", ""), ("\n", " "), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">"), (r"\A|\Z", " "),
     (r"([!-&(-+/:-@\[-`{-~])", r" \1 "),  # what is ASCII and no letter, digit or one of ' , - .
     (r"([^0-9])([.,])", r"\1 \2 "), (r"([.,])([^0-9])", r" \1 \2"),  # full stop and comma stay inside a number only: 1,000.5
-    (r"([0-9])(-)", r"\1 \2 "))  # fmt: skip
+    (r"([0-9])(-)", r"\1 \2 "))
 
 @functools.lru_cache(maxsize=1 << 17)
 def _bleu_tokens(text):
@@ -205,7 +205,7 @@ def label_metrics(gold, predicted):
         labels[label] = {**dict(zip(("precision", "recall", "f1"), scores, strict=True)), "rows": sum(row.values())}
     right, unread = sum(confusion[label][label] for label in LABELS), sum(row["none"] for row in confusion.values())
     return {"accuracy": right / len(gold), "valid": (len(gold) - unread) / len(gold), "labels": labels, "confusion": confusion,
-            "macro_f1": float(np.mean([scores["f1"] for scores in labels.values() if scores["rows"]]))}  # fmt: skip
+            "macro_f1": float(np.mean([scores["f1"] for scores in labels.values() if scores["rows"]]))}
 
 def reason_metrics(reasons, references, clusters, seed=0, embed=None):
     """Plain means over the rows of ROUGE (with stemming) and, with `embed`, of BERTScore, an interval of each F, and BLEU. A row without reference is left out.
@@ -219,7 +219,7 @@ def reason_metrics(reasons, references, clusters, seed=0, embed=None):
     values = {kind: np.array([row[kind] for row in scores]) for kind in ROUGE_KINDS}  # (rows, 3)
     values |= {"bert_score": torch.stack(embed(reasons, references), 1)} if embed else {}
     found = {kind: {**dict(zip(("precision", "recall", "f"), value.mean(0).tolist(), strict=True)),
-                    "interval": bootstrap_interval(value[:, 2], clusters, seed=seed)} for kind, value in values.items()}  # fmt: skip
+                    "interval": bootstrap_interval(value[:, 2], clusters, seed=seed)} for kind, value in values.items()}
     sizes = sorted({len(texts) for texts in references})
     return {"rows": len(rows), "references": " to ".join(map(str, sorted({sizes[0], sizes[-1]}))), "stemming": True, **found, "bleu": bleu(reasons, references)}
 
@@ -230,14 +230,14 @@ def join(examples, predictions):
     for what, wrong in (("rows of the data share their id with another row", [i for i, count in rows.items() if count > 1]),
                         ("predictions share their id with another one", [i for i, count in told.items() if count > 1]),
                         ("predictions are for no row of the data", [i for i in told if i not in rows]),
-                        ("rows of the data have no prediction", [i for i in rows if i not in told])):  # fmt: skip
+                        ("rows of the data have no prediction", [i for i in rows if i not in told])):
         if wrong:
             raise DataError(f"{len(wrong)} {what}, the first has the id {wrong[0]!r}; was another split or sample answered?")
     if not any(e.label for e in examples):
         raise DataError("no row of the data has a gold label, so nothing can be scored")
     return [{**answers[e.id], "gold_label": e.label, "right": float(answers[e.id]["label"] == e.label), "references": e.explanations,
              "marked": sorted({word for pair in e.highlights for text in pair for part in text.split("*")[1::2] for word in rouge_tokens(part)}),
-             **{key: getattr(e, key) for key in ("premise", "hypothesis", "kind")}} for e in examples if e.label]  # fmt: skip
+             **{key: getattr(e, key) for key in ("premise", "hypothesis", "kind")}} for e in examples if e.label]
 
 def evaluate(lines, seed=0, embed=None):
     """All metrics of the lines, as `join` gives them, as a dict that json can write. An answer without a label is wrong and stands in "unparseable".
@@ -246,7 +246,7 @@ def evaluate(lines, seed=0, embed=None):
     return {"rows": len(lines), "premises": len(set(premises)), **label_metrics(gold, labels),
             "accuracy_interval": bootstrap_interval([line["right"] for line in lines], premises, seed=seed),
             "unparseable": [line["id"] for line in lines if line["label"] not in LABELS],
-            "reasons": reason_metrics(reasons, references, premises, seed, embed)}  # fmt: skip
+            "reasons": reason_metrics(reasons, references, premises, seed, embed)}
 
 def reference_baselines(examples, seed=0, embed=None):
     """What a reader needs beside a model's figures on the same rows: {name: parts of what evaluate() returns}."""
@@ -256,9 +256,9 @@ def reference_baselines(examples, seed=0, embed=None):
     filled = [frames[e.label].format(p=e.premise.lower().rstrip(" ."), h=e.hypothesis.lower().rstrip(" .")) for e in scored]
     majority = Counter(gold).most_common(1)[0][0]
     reasons = {"copy the hypothesis": ([e.hypothesis for e in scored], references), "template of the gold label": (filled, references),
-               "human, against the others": ([(*texts, "")[0] for texts in references], [texts[1:] for texts in references])}  # fmt: skip
+               "human, against the others": ([(*texts, "")[0] for texts in references], [texts[1:] for texts in references])}
     return {f"majority class ({majority})": label_metrics(gold, [majority] * len(gold)),
-            **{name: {"reasons": reason_metrics(*texts, premises, seed, embed)} for name, texts in reasons.items()}}  # fmt: skip
+            **{name: {"reasons": reason_metrics(*texts, premises, seed, embed)} for name, texts in reasons.items()}}
 
 def yardsticks(examples, seed=0):
     """reference_baselines, and the labels that a reader of n-grams (see cross_fitted) guesses from the premise, the hypothesis or an explanation
@@ -345,7 +345,7 @@ def calibration(scores, gold, held_out_scores, held_out_gold, bins=10):
         lines[name] = tuple([float(values[rows].mean()) for rows in mine] for values in (confidence, right))
         error = sum(float(rows.float().mean()) * abs(sure - share) for rows, sure, share in zip(mine, *lines[name], strict=True))
         table[name] = {"temperature": f"{T:.2f}", "ECE": error, "mean confidence": float(confidence.mean()), "accuracy": float(right.mean()),
-                       "log loss": f"{F.cross_entropy(scores / T, gold):.3f}"}  # fmt: skip
+                       "log loss": f"{F.cross_entropy(scores / T, gold):.3f}"}
     return finding(calibration, table, {"x": "probability of the likeliest label", "y": "share right", "lines": lines})
 
 def comparison(lines, others, seed=0):
@@ -361,7 +361,7 @@ def comparison(lines, others, seed=0):
         named = [(clauses(a["rationale"]), clauses(b["rationale"])) for a, b in pairs]
         row = table[f"minus {name}"] = {
             "p": f"{p:.2g}", "only this right": one, "only the other": two, "differ, both wrong": none, "same answer": 1 - parted.total() / len(lines),
-            "clauses in common": float(np.mean([len(a & b) / max(len(a | b), 1) for a, b in named]))}  # fmt: skip
+            "clauses in common": float(np.mean([len(a & b) / max(len(a | b), 1) for a, b in named]))}
         for key in ("right", "ROUGE-L"):
             gain = [a[key] - b[key] for a, b in pairs]
             row |= {key: float(np.mean(gain)), f"{key}, 95%": bootstrap_interval(gain, premises, seed=seed)}
@@ -393,7 +393,7 @@ def read_reason(line, new=None):
             "template": float(bool(TEMPLATES.search(reason)) and max(scores["rouge1"][1] for scores in sides) >= 0.8),
             "copy": float(max(scores["rougeL"][0] for scores in sides) >= 0.9),
             **({"new triples": len(runs.keys() & new) / len(runs)} if new is not None and runs else {}),
-            "words": len(reason.split()), "joints": len(JOINTS.findall(reason))}  # fmt: skip
+            "words": len(reason.split()), "joints": len(JOINTS.findall(reason))}
 
 def means(lines, keys):
     """The mean of what the lines hold under each key, over those that hold it."""
@@ -417,10 +417,10 @@ def breakdown(lines):
     """Where is it right, and where are its reasons like people's? By gold label, by kind of inference where the data tells it, by thirds of the lengths and
     of the overlap: how many of the hypothesis' words the premise holds. Long pairs may be the neutral ones: a difference has more than one possible cause."""
     groups = {f"{what}: {value}": [line for line in lines if line[key] == value] for what, key in (("gold", "gold_label"), ("kind", "kind"))
-              for value in sorted({line[key] for line in lines} - {""})}  # fmt: skip
+              for value in sorted({line[key] for line in lines} - {""})}
     measures = {"words of the pair": [len(f"{line['premise']} {line['hypothesis']}".split()) for line in lines],
                 "words of the reason": [line["words"] for line in lines],
-                "overlap, %": [100 * rouge(line["premise"], line["hypothesis"])["rouge1"][1] for line in lines]}  # fmt: skip
+                "overlap, %": [100 * rouge(line["premise"], line["hypothesis"])["rouge1"][1] for line in lines]}
     for what, sizes in measures.items():
         sizes = np.array(sizes)
         third = np.searchsorted(np.quantile(sizes, (1 / 3, 2 / 3)), sizes)
@@ -461,7 +461,7 @@ def leakage_adjusted(from_input, from_reason, from_both, premises, seed=0):
         defined = 0 < leaks.sum() < len(leaks)
         found = (float(las(columns.mean(0, keepdims=True))[0]), bootstrap_interval(columns, premises, seed=seed, statistic=las)) if defined else (None, None)
     return {"LAS": found[0], "95% interval": found[1], "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
-            "that do not": int((1 - leaks).sum()), "right from input": float(np.mean(from_input)), "from both": float(np.mean(from_both))}  # fmt: skip
+            "that do not": int((1 - leaks).sum()), "right from input": float(np.mean(from_input)), "from both": float(np.mean(from_both))}
 
 def simulatability(lines, seed=0, simulator=None):
     """Does the reason help to foresee the answer, beyond giving it away? LAS (Hase et al. 2020), its two bins, and plain simulatability. N-grams, as a
@@ -495,7 +495,7 @@ def consistency(lines, seed=0):
     lines = [line for line in lines if line["references"]]
     control, foil = swapped(lines, True, seed), swapped(lines, True, seed + 1)
     texts = {"its own reason": [line["rationale"] for line in lines], "control: another row's": [other["rationale"] for other in control],
-             "a human's, for gold": [line["references"][0] for line in lines]}  # fmt: skip
+             "a human's, for gold": [line["references"][0] for line in lines]}
     guesses = cross_fitted(lines, [(i, text, line["gold_label"]) for i, line in enumerate(lines) for text in line["references"]], texts)
     for line, guess in zip(lines, guesses["its own reason"], strict=True):
         line.update({"argues_for": guess} if guess != line["label"] else {})
@@ -602,7 +602,7 @@ def landscape(examples, apprentice, points, seed=0):
     far = np.maximum(*np.abs(np.meshgrid(steps, steps)))
     near = {f"up to {most:g} away": grid[far <= most] for most in (0, 0.25, 0.5, 1)}
     return finding(landscape, {name: {"mean loss": f"{x.mean():.3f}", "lowest": f"{x.min():.3f}", "highest": f"{x.max():.3f}"} for name, x in near.items()},
-                   {"x": "first direction", "y": "second direction", "contours": (steps.tolist(), grid.T.tolist())})  # fmt: skip
+                   {"x": "first direction", "y": "second direction", "contours": (steps.tolist(), grid.T.tolist())})
 
 # --- tables, pictures and the page ------------------------------------------------------------------------------------
 
@@ -626,13 +626,13 @@ def trade_off(results):
         try:
             bench = json.loads(path.read_text()) if path.is_file() else {}
             costs = {"µs": round(1000 * bench.get("latency_ms", {}).get("float32", {}).get("median", 0)) or None,
-                     "kB": round(bench.get("memory_bytes", {}).get("float32", 0) / 1000) or None}  # fmt: skip
+                     "kB": round(bench.get("memory_bytes", {}).get("float32", 0) / 1000) or None}
         except (ValueError, AttributeError, TypeError) as e:
             raise DataError(f"{path} is not what bench.py writes ({e}); delete it, or measure anew") from None
         first = {key: value for found in result["findings"].values() for key, value in next(iter(found["table"].values())).items()}
         qualities = {**headline(result), "LAS": first.get("LAS"), "nearer": first.get("nearer to its own pair")}
         table[name] = {key: qualities[key] for key in ("accuracy", "ROUGE-L", "LAS", "nearer")} | {
-            "parameters": result.get("parameters"), **costs}  # fmt: skip
+            "parameters": result.get("parameters"), **costs}
     runs, most = list(table.values()), max(table.values(), key=lambda row: row["parameters"] or 0)
     costs = [cost for cost in ("parameters", "µs", "kB") if all(row[cost] for row in runs)]
     def best(row, cost, value):  # no other run is as good for less, or better for as little
@@ -680,7 +680,7 @@ def html_card(line):
     """A line of predictions.jsonl, nothing edited, everything escaped."""
     fields = {"premise": line["premise"], "hypothesis": line["hypothesis"], "gold": line["gold_label"], "answer": line["label"] or "none",
               "reason": line["rationale"], "which argues for": line.get("argues_for"), "raw text": not line["label"] and line.get("text"),
-              **{f"human {i}": text for i, text in enumerate(line["references"], start=1)}, **line.get("others", {})}  # fmt: skip
+              **{f"human {i}": text for i, text in enumerate(line["references"], start=1)}, **line.get("others", {})}
     mark = f" class={'good' if line['label'] == line['gold_label'] else 'bad'}"
     shown = (f"<dt>{html.escape(name)}<dd{mark * (name == 'answer')}>{html.escape(text)}" for name, text in fields.items() if text)
     return "<article><dl>" + "".join(shown) + "</dl></article>"
@@ -694,18 +694,18 @@ def report_page(result, lines):
               "Right, with a reason that argues for another label": [line for line in right if line.get("argues_for")],
               "Right, with the reason least like people's": sorted(right, key=lambda line: line["ROUGE-L"]),
               "Reasons from a template": [line for line in lines if line["template"]], "Reasons that copy": [line for line in lines if line["copy"]],
-              "Where the runs part": [line for line in lines if line.get("others")]}  # fmt: skip
+              "Where the runs part": [line for line in lines if line.get("others")]}
     parts = [f"<h1>{html.escape(result['run'])}</h1><p>{html.escape(result['about'])}<p><b>{100 * result['accuracy']:.1f}%</b> right"]
     for title, found in result["findings"].items():
         images = ((f"{shown['y']} by {shown['x']}", base64.b64encode(picture(**shown)).decode()) for shown in found["pictures"])
         parts += [f"<h2>{title}</h2>{html_table(found['table'])}<p>{html.escape(found['about'])}<figure>",
-                  *(f'<img alt="{html.escape(what)}" src="data:image/png;base64,{png}">' for what, png in images), "</figure>"]  # fmt: skip
+                  *(f'<img alt="{html.escape(what)}" src="data:image/png;base64,{png}">' for what, png in images), "</figure>"]
     for title, group in groups.items():
         parts += [f"<details><summary>{title}: {min(10, len(group))} of {len(group):,}</summary>", *map(html_card, group[:10]), "</details>"]
     style = (Path(__file__).parent / "configs" / "report.css").read_text()
     return ('<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">'
             f"<title>{html.escape(result['run'])}: evaluation</title><style>{style}</style><body>{''.join(parts)}"
-            f"<details><summary>Settings</summary>{html_table({k: {'value': str(v)} for k, v in result['settings'].items()})}</details>\n")  # fmt: skip
+            f"<details><summary>Settings</summary>{html_table({k: {'value': str(v)} for k, v in result['settings'].items()})}</details>\n")
 
 # --- command line -----------------------------------------------------------------------------------------------------
 
@@ -716,7 +716,7 @@ def read_predictions(path):
         try:
             row = json.loads(line)
             predictions.append({"id": str(row["id"]), "label": row["label"] and row["label"].strip().lower(),
-                                "rationale": row.get("rationale") or "", "text": str(row.get("text", ""))})  # fmt: skip
+                                "rationale": row.get("rationale") or "", "text": str(row.get("text", ""))})
             if not isinstance(row["label"], str | None) or not isinstance(row.get("rationale") or "", str):
                 raise TypeError
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
@@ -745,10 +745,10 @@ def judge(path, opt, baselines, simulators):
     predictions = [p for p in predictions if p["id"] in kept or p["id"] not in ids]  # without what --limit leaves out
     lines = join(examples, predictions)
     result = {"run": str(path), **opt, "data": name, "split": split, **evaluate(lines, seed, embed), **(apprentice.cost(pairs[:20]) if apprentice else {}),
-              "unlabelled": size - len(lines), "settings": settings}  # fmt: skip
+              "unlabelled": size - len(lines), "settings": settings}
     baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed, embed)  # the same for every run
     result["about"] = (f"{len(lines):,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, {result['premises']:,} premises"
-                       + f", {size - len(lines):,} rows without a gold label left out" * (size > len(lines)))  # fmt: skip
+                       + f", {size - len(lines):,} rows without a gold label left out" * (size > len(lines)))
     new = None
     if settings.get("data") == name:
         with contextlib.suppress(DataError):  # a run that was moved may have left its training rows behind
@@ -783,7 +783,7 @@ def main(argv):
     if not argv or "-h" in argv or "--help" in argv:
         return print(__doc__)
     words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, device="cpu", simulator="", landscape=0,
-                         bert_score="", layer=0, idf=False, rescale=False)  # fmt: skip
+                         bert_score="", layer=0, idf=False, rescale=False)
     if opt["data"] and not words:  # what python data.py ends with
         examples = read_examples(opt["data"], opt["split"] or None, opt["limit"])
         return print_table({name: headline(metrics) for name, metrics in yardsticks(examples, opt["seed"]).items()})
@@ -811,7 +811,7 @@ def main(argv):
         labels = finding(label_metrics, result["labels"], {"x": "predicted", "y": "gold", "confusion": result["confusion"]})
         result["findings"] = {"The answers": finding(headline, table), "Labels": labels, "The reasons": manner({path: lines, **others, "human": human}),
                               **({"Against the others": comparison(lines, others, opt["seed"]), "The trade-off": trade_off(beside)} if others else {}),
-                              **result["findings"]}  # fmt: skip
+                              **result["findings"]}
         for title, found in result["findings"].items():
             print(f"\n{path}, {result['about']}: {title}")
             print_table(found["table"])

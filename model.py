@@ -63,14 +63,14 @@ class T5Config:
             object.__setattr__(self, "num_decoder_layers", self.num_layers)
         legal = {int: ("a whole number above 0 (and below 2**20)", lambda x: type(x) is int and 0 < x < 2**20),
                  str: ("relu or gated-gelu", ("relu", "gated-gelu").__contains__),
-                 float: ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1), bool: ("", lambda x: True)}  # fmt: skip
+                 float: ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1), bool: ("", lambda x: True)}
         for f in fields(self):
             if not legal[f.type][1](getattr(self, f.name)):
                 raise CheckpointError(f"config: {f.name} is {getattr(self, f.name)!r:.40}, not {legal[f.type][0]}")
         for wrong, why in ((max(self.num_layers, self.num_decoder_layers) > 1000, "more than 1,000 layers"),
                            (self.relative_attention_num_buckets < 4, "relative_attention_num_buckets is below 4"),
                            (self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2,
-                            "relative_attention_max_distance is no more than half of relative_attention_num_buckets")):  # fmt: skip
+                            "relative_attention_max_distance is no more than half of relative_attention_num_buckets")):
             if wrong:
                 raise CheckpointError(f"config: {why}")
 
@@ -521,7 +521,7 @@ class T5(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         tied = self.config.tie_word_embeddings
         config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "pad_token_id": 0,
-                  "eos_token_id": 1, "decoder_start_token_id": 0, **asdict(self.config), "scale_decoder_outputs": tied}  # fmt: skip
+                  "eos_token_id": 1, "decoder_start_token_id": 0, **asdict(self.config), "scale_decoder_outputs": tied}
         replace_file(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
         tensors = {name: part.float().cpu() for name, part in hugging_face_views(self).items()}
         if tied:  # transformers 5 looks for the head by name
@@ -538,7 +538,7 @@ def hugging_face_names(config):
         names[f"{stack}.position_bias.weight"] = [f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
         names[f"{stack}.norm.weight"] = [f"{stack}.final_layer_norm.weight"]
         sublayers = [("attention", "SelfAttention", {"qkv": "qkv", "out": "o"}), ("cross", "EncDecAttention", {"q": "q", "kv": "kv", "out": "o"}),
-                     ("ff", "DenseReluDense", {"wi": inner, "wo": ("wo",)})]  # fmt: skip
+                     ("ff", "DenseReluDense", {"wi": inner, "wo": ("wo",)})]
         for i in range(layers):
             for j, (ours, theirs, parts) in enumerate(sublayers if stack == "decoder" else sublayers[::2]):
                 for part, pieces in parts.items():
@@ -549,7 +549,7 @@ def hugging_face_names(config):
 def hugging_face_views(model):
     """{the hub's name: the part of one of our parameters that it is}, views: what is written into them is written into the model."""
     return {name: part for ours, theirs in hugging_face_names(model.config).items()
-            for name, part in zip(theirs, model.get_parameter(ours).detach().chunk(len(theirs)), strict=True)}  # fmt: skip
+            for name, part in zip(theirs, model.get_parameter(ours).detach().chunk(len(theirs)), strict=True)}
 
 # Old files hold copies of the embedding under the names of both stacks, and a bias in cross-attention that no T5 ever reads.
 STRAY = re.compile(r"(encoder|decoder)\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
@@ -611,7 +611,7 @@ def read_bin(path):
     return tensors
 
 SAFE_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-              "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+              "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 
 def read_safetensors(path):
     """{name: tensor} of a safetensors file: 8 bytes that tell the length of a JSON header, the header, then the raw numbers.
@@ -683,7 +683,7 @@ def fetch(name, weights=True):
                 raise CheckpointError(f"{name!r} is no folder here, and the hub has no {base}{file}: check the name") from None
         except OSError as e:
             raise CheckpointError(f"can't download {base}{file} ({e}): put config.json, spiece.model and model.safetensors "
-                                  f"of {name} into {folder} by hand") from None  # fmt: skip
+                                  f"of {name} into {folder} by hand") from None
         return (folder / file).is_file()
 
     get("spiece.model", optional=weights)
@@ -766,7 +766,7 @@ def main(args):
         sys.exit(2)
     c = model.config
     print(f"{args[0]}: T5 {'v1.0' if c.tie_word_embeddings else 'v1.1'}, {c.num_layers} + {c.num_decoder_layers} layers, width {c.d_model}, "
-          f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}", flush=True)  # fmt: skip
+          f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}", flush=True)
 
 if __name__ == "__main__":
     try:
