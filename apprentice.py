@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from data import EOS, FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_examples, read_examples, retry
-from model import SIZES, T5, CheckpointError, activated, fetch, product_in_8_bits, replace_file, weights_digest
+from model import SIZES, T5, CheckpointError, activated, fetch, product_in_8_bits, read_json, replace_file, weights_digest
 
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 MANY_HEADS = 128  # of all sources together: from here on a CPU attends quicker by bmm (three starts of all threads) than by scaled_dot_product_attention (one)
@@ -616,7 +616,7 @@ class Apprentice:
     def load(cls, run_dir, dtype="float32", device="cpu"):
         """From a run folder; from any other T5 checkpoint or hub name too, which is then asked in plain instructions."""
         folder = fetch(run_dir)
-        run = read_run(folder) if (folder / "run.json").is_file() else {}
+        run = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
         settings = run.get("settings", {"format": "instruction"})
         tokenizer = Tokenizer(folder / "spiece.model")
         check_device(device)
@@ -724,14 +724,6 @@ def check_device(device):
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as e:
         raise DataError(f"device is {device!r}, where torch can't compute ({str(e).splitlines()[0]}); cpu is always there") from None
-
-def read_run(folder):
-    """The run.json of a run folder: its settings, where they came from, and what it was made with."""
-    path = Path(folder) / "run.json"
-    try:
-        return {**json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError) as e:
-        raise CheckpointError(f"{path} cannot be read ({e})") from None
 
 # --- an apprentice before it has learnt ---------------------------------------------------------------------------------
 

@@ -37,9 +37,9 @@ from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 import evaluate
-from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
+from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, run_main, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
-from model import SIZES, T5, T5Config, fetch, product, replace_file, weights_digest
+from model import SIZES, T5, T5Config, fetch, product, read_json, replace_file, weights_digest
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
 
@@ -712,7 +712,7 @@ def train(config, origin):
     """Train one run to its end, or go on with it; returns its folder. Does nothing where the run is finished."""
     folder, settings = config.folder, asdict(config)
     if (folder / "run.json").is_file():
-        run = read_run(folder)
+        run = read_json(folder / "run.json")
         was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
         differ = [f"its {k} is {was[k]!r}, not {settings[k]!r}" for k in settings if settings[k] != was[k] and k != "out_dir"]  # folders may move
         if differ and (folder / "log.jsonl").is_file():

@@ -77,10 +77,7 @@ class T5Config:
     @classmethod
     def from_file(cls, path):
         """Read a Hugging Face `config.json`. Keys that a T5 does not need are ignored, missing ones take T5's defaults."""
-        try:
-            values = {"model_type": "t5", **json.loads(Path(path).read_text(encoding="utf-8"))}
-        except (OSError, ValueError, TypeError, RecursionError) as e:
-            raise CheckpointError(f"{path} cannot be read ({e}): a checkpoint folder holds config.json, one JSON object, and its weights") from None
+        values = {"model_type": "t5", **read_json(path, ": a checkpoint folder holds config.json, one JSON object, and its weights")}
         if values["model_type"] != "t5":
             raise CheckpointError(f"{path}: model_type is {values['model_type']!r}, not t5")
         if "scale_decoder_outputs" in values:  # transformers 5 always writes tie_word_embeddings = true and keeps the truth here
@@ -529,6 +526,13 @@ class T5(nn.Module):
         write_safetensors(folder / "model.safetensors", tensors)
 
 # --- weights: the Hugging Face layout ---------------------------------------------------------------------------------
+
+def read_json(path, hint=""):
+    """The object that a JSON file holds; CheckpointError where it holds none."""
+    try:
+        return {**json.loads(Path(path).read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError, RecursionError) as e:
+        raise CheckpointError(f"{path} cannot be read ({e}){hint}") from None
 
 def hugging_face_names(config):
     """{our parameter: [the hub's tensors that it is made of, stacked along the first axis]}"""
