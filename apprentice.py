@@ -616,12 +616,12 @@ class Apprentice:
     def load(cls, run_dir, dtype="float32", device="cpu"):
         """From a run folder; from any other T5 checkpoint or hub name too, which is then asked in plain instructions."""
         folder = fetch(run_dir)
-        run = read_json(folder / "run.json") if (folder / "run.json").is_file() else {}
+        run = read_run(folder) if (folder / "run.json").is_file() else {}
         settings = run.get("settings", {"format": "instruction"})
         tokenizer = Tokenizer(folder / "spiece.model")
         check_device(device)
         model = T5.from_pretrained(folder, dtype=dtype, device=device)
-        if tokenizer.vocab_size > model.config.vocab_size or settings.get("format") not in (None, *TASKS):
+        if tokenizer.vocab_size > model.config.vocab_size or settings.get("format", "multitask") not in TASKS:
             raise CheckpointError(f"{folder}: its spiece.model has more pieces than its config.json, or its run.json an unknown format")
         known = {k: settings[k] for k in ("format", "max_source", "max_target") if k in settings}
         return cls(model, tokenizer, **known, run=run)
@@ -725,6 +725,15 @@ def check_device(device):
     except (RuntimeError, AssertionError) as e:
         raise DataError(f"device is {device!r}, where torch can't compute ({str(e).splitlines()[0]}); cpu is always there") from None
 
+def read_run(folder):
+    """The run.json of a run folder: its settings, where they came from, and what it was made with."""
+    run = {"settings": {}} | read_json(path := Path(folder) / "run.json")
+    for name, least in (("format", ""), ("data", ""), ("max_source", 1), ("max_target", 1), ("labelled_rows", 0)):
+        value = run["settings"].get(name, least) if isinstance(run["settings"], dict) else None
+        if type(value) is not type(least) or value < least:
+            raise CheckpointError(f"{path}: its settings tell no run's {name} ({value!r:.40}); put back what was there")
+    return run
+
 # --- an apprentice before it has learnt ---------------------------------------------------------------------------------
 
 def sized(size, vocab_size, layers=0, width=0):
@@ -803,8 +812,14 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     apprentice = None if url else Apprentice.load(model)
     try:
         template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
-        done = [line for line in out.read_bytes().splitlines(True) if line.endswith(b"\n")] if out.exists() else []  # the last may be cut off
+        done = out.read_bytes().splitlines(True) if out.exists() else []
+        if done and done[-1].startswith(b'{"id"') and not done[-1].endswith(b"\n"):  # it was cut off
+            done.pop()
         rows = {row["id"]: {"label": None, "rationale": "", "gold": None, "faults": (), "tokens": 0, **row} for row in map(json.loads, done)}
+        if done and Path(source).exists() and out.samefile(source):
+            raise ValueError("it is what --in names")
+        if not all((type(row["rationale"]), type(row["tokens"])) == (str, int) and isinstance(row["faults"], (list, tuple)) for row in rows.values()):
+            raise TypeError("a row's rationale, tokens or faults")
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
     if missing := [word for word in ("{premise}", "{hypothesis}") if word not in template]:
@@ -834,6 +849,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     waiting, requests, tokens = set(), 0, 0
     with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(workers) as pool:
         file.truncate(sum(map(len, done)))
+        file.write(b"" if all(line.endswith(b"\n") for line in done[-1:]) else b"\n")
         try:
             while True:
                 while todo and len(waiting) < 2 * workers and not 0 < max_tokens <= tokens and not 0 < max_requests < requests + samples:
@@ -854,7 +870,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 if failures.total() == bar.n - bar.initial >= (2 * workers if rows else min(2 * workers, bar.total)):
                     raise DataError(f"{url or model}: all of the first {failures.total()} rows failed ({failures.most_common(1)[0][0]})")
         finally:  # an error or Ctrl-C: what waits is not asked
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
     rows = list(rows.values())
     valid, failures = [row for row in rows if row["label"]], failures + Counter(fault for row in rows for fault in row["faults"])
     failures["not asked: another row has the same id"] += len(everything) - len(examples)
@@ -866,7 +882,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
 
 def chat(url, body, timeout, connections):
     """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails. connections: {thread: the one that it keeps}."""
-    place, key = urllib.request.urlsplit(f"{url.rstrip('/')}/chat/completions"), os.environ.get("OPENAI_API_KEY", "none").strip()
+    place, key = urllib.request.urlsplit(url), os.environ.get("OPENAI_API_KEY", "none").strip()
+    path = f"{place.path.rstrip('/')}/chat/completions" + f"?{place.query}" * bool(place.query)
     if not (line := connections.get(get_ident())):
         proxy = None if urllib.request.proxy_bypass(place.hostname) else urllib.request.getproxies().get(place.scheme)
         line = (HTTPSConnection if place.scheme == "https" else HTTPConnection)((proxy or url).split("//")[-1].split("/")[0], timeout=timeout)
@@ -874,20 +891,23 @@ def chat(url, body, timeout, connections):
             line.set_tunnel(place.netloc)
         connections[get_ident()] = line
     try:
-        line.request("POST", place.path, json.dumps(body), {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
+        line.request("POST", path, json.dumps(body), {"Content-Type": "application/json", "Authorization": f"Bearer {key}"})
         reply = line.getresponse()
         content = reply.read()
-        if reply.status != 200:
-            raise urllib.request.HTTPError(url, reply.status, reply.reason, reply.headers, None)
-        (choice, *_), usage = (told := json.loads(content))["choices"], told.get("usage") or {}
-        return (choice["message"]["content"] or "").strip(), choice.get("finish_reason"), int(usage.get("total_tokens") or 0)
     except ssl.SSLCertVerificationError as e:
         raise DataError(f"{url}: its certificate is not trusted ({e}); $SSL_CERT_FILE can name one that is") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise ConnectionError("the answer is no chat completion") from None
     except (OSError, HTTPException):
         line.close()  # the next request opens it anew
         raise
+    except ValueError as e:
+        raise DataError(f"{url} or $OPENAI_API_KEY can't be sent ({e})") from None
+    if reply.status != 200:
+        raise urllib.request.HTTPError(url, reply.status, reply.reason, reply.headers, None)
+    try:
+        (choice, *_), usage = (told := json.loads(content))["choices"], told.get("usage") or {}
+        return (choice["message"]["content"] or "").strip(), choice.get("finish_reason"), int(usage.get("total_tokens") or 0)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+        raise ConnectionError("the answer is no chat completion") from None
 
 def read_reply(text, finish_reason="stop", given=None):
     """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
@@ -904,18 +924,24 @@ def read_reply(text, finish_reason="stop", given=None):
 def run_main(main):
     """Run a script's main as its users expect it: bad input is one line on stderr and exit status 2, Ctrl-C is 130, a reader that
     closed the pipe is no error."""
-    if sys.stdout:
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # closed: progress bars and input() want one
+    sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
         main(sys.argv[1:])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (CheckpointError, DataError, OSError) as e:  # OSError: a full disk, a folder that may not be written to
-        tqdm.write(f"error: {e}", sys.stderr)  # on a line of its own, whatever bar is drawn
+        tqdm.write(f"error: {' '.join(str(e).split())}", sys.stderr)  # on a line of its own, whatever bar is drawn
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
+            raise
+        tqdm.write("error: memory does not suffice; try a smaller batch_size, max_source, max_target, num_beams or model", sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         tqdm.write("interrupted", sys.stderr)
-        sys.exit(130)
+        sys.stdout.flush()
+        os._exit(130)  # sys.exit would wait for requests under way
 
 def cast(name, value, known):
     """What was given for an option or setting, as the type that known[name] has: {name: default}. DataError says what is legal."""
@@ -926,7 +952,7 @@ def cast(name, value, known):
     try:
         digits = re.fullmatch(r"[+-]?\d+", str(value))  # perhaps more of them than a float can hold; else 1e3
         number = value if kind is not int else int(value) if digits else float(value)
-        whole = kind is not int or number == int(number)
+        whole = kind is not int or number == int(number) and abs(number) < 2**63
         if (kind is dict) != isinstance(value, dict) or isinstance(value, (bool, list, tuple)) or value is None or not whole:
             raise ValueError
         return kind(number)

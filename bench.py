@@ -309,8 +309,8 @@ def read_options(argv):
     wanted = {"": (), "transformers": ("transformers",), "ctranslate2": ("ctranslate2", "transformers")}.get(opt["against"])  # which reads the checkpoint
     if wanted is None or not all(map(find_spec, wanted)):
         raise DataError(f"--against={opt['against']}: it can be transformers or ctranslate2, where they are installed (pip install transformers ctranslate2)")
-    if not opt["seconds"] >= 0:
-        raise DataError(f"--seconds={opt['seconds']} is below 0")
+    if not 0 <= opt["seconds"] < 1e6:
+        raise DataError(f"--seconds={opt['seconds']} is below 0 or no number of seconds")
     if (opt["device"], opt["dtype"]) == (["cuda"], ["int8"]):
         raise DataError("--dtype=int8 is for --device=cpu; use bfloat16 on cuda")
     return list(dict.fromkeys(names)) or (["small"] if opt["growth"] else ["nano", "micro", "small"]), opt

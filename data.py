@@ -19,6 +19,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import mktime_tz, parsedate_tz
 from functools import lru_cache
@@ -389,7 +390,10 @@ def retry(call, *args):
                 raise
             told = str(getattr(e, "headers", {}).get("Retry-After"))  # seconds or a date
             date = parsedate_tz(told)
-            time.sleep(int(told) if told.isdigit() else max(0, mktime_tz(date) - time.time()) if date else pause)
+            wait = float(told) if told.isdecimal() else mktime_tz(date) - time.time() if date else pause
+            if wait > 600:
+                raise ConnectionError(f"the server asks to wait for {wait:,.0f} seconds") from None
+            time.sleep(max(0, wait))
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
 PAD, EOS, UNK, SENTINELS = 0, 1, 2, 100  # sentinels are T5's blanks, <extra_id_0> … <extra_id_99>; their ids count down from the end
@@ -574,7 +578,9 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
         key.update(repr(example).encode())
     folder = cache_folder() / "encoded" / key.hexdigest()[:32]
     if folder.is_dir():
-        return {task: Encoded(folder / task) for task in tasks}
+        with suppress(OSError, ValueError):  # it is damaged, and made anew
+            return {task: Encoded(folder / task) for task in tasks}
+        shutil.rmtree(folder)
     examples, part = islice(source if given else stream_examples(source, split), limit or None), Path(f"{folder}.{os.getpid()}")
     wanted, ends, read, kept = set().union(*(FORMATS[task].needs for task in tasks)), dict.fromkeys(tasks, 0), 0, 0
     shutil.rmtree(part, ignore_errors=True)
@@ -780,8 +786,8 @@ def explore(source, picture, tokenizer=None):
 
 def main(argv):
     """`python data.py …`: bad input is one line and exit status 2."""
-    if sys.stdout:
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")
+    sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
         if argv[:1] == ["collect"]:  # it needs models that answer, which stand a floor higher
             os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("apprentice.py")), *argv])
@@ -804,7 +810,7 @@ def main(argv):
     except BrokenPipeError:  # the reader, say head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (DataError, OSError, KeyboardInterrupt) as e:
-        print(f"error: {e}" if str(e) else "interrupted", file=sys.stderr)
+        print(f"error: {' '.join(str(e).split())}" if str(e) else "interrupted", file=sys.stderr)
         sys.exit(2 if str(e) else 130)
 
 if __name__ == "__main__":

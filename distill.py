@@ -37,9 +37,9 @@ from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 import evaluate
-from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, run_main, sized
-from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, train_vocabulary
-from model import SIZES, T5, T5Config, fetch, product, read_json, replace_file, weights_digest
+from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
+from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, stream_examples, train_vocabulary
+from model import SIZES, T5, T5Config, fetch, product, replace_file, weights_digest
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
 
@@ -174,13 +174,16 @@ class Config:
 
 def read_config(path):
     """The assignments of a config file as {setting: value}."""
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such config file")
+    if not Path(path).is_file() or Path(path).suffix != ".py":
+        raise DataError(f"{path}: no such config file (NAME.py)")
     try:
         values = runpy.run_path(str(path))
     except (Exception, SystemExit) as e:
         raise DataError(f"{path}: {type(e).__name__}: {e}") from None
-    return {k: cast(k, v, asdict(Config())) for k, v in values.items() if not k.startswith("_") and not inspect.ismodule(v)}
+    try:
+        return {k: cast(k, v, asdict(Config())) for k, v in values.items() if not k.startswith("_") and not inspect.ismodule(v)}
+    except DataError as e:
+        raise DataError(f"{path}: {e}") from None
 
 def read_settings(argv):
     """Command line -> ([{setting: value}, one a combination], {setting: where it came from})."""
@@ -406,7 +409,11 @@ class CachedTeacher:
             raise DataError(f"{folder} was made with another {differ[0]}: choose another --teacher_cache, or delete it")
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(known, json.dumps(about, indent=1).encode())
-        self.table = np.memmap(file, np.uint16, "r+" if file.is_file() else "w+", shape=(sum(lengths.values()), 2 * self.k + 1))
+        shape = sum(lengths.values()), 2 * self.k + 1
+        with open(file, "ab") as f:
+            if hasattr(os, "posix_fallocate"):  # a full disk shows here, and not as a bus error when the map is written to
+                os.posix_fallocate(f.fileno(), 0, max(1, shape[0]) * shape[1] * 2)
+        self.table = np.memmap(file, np.uint16, "r+", shape=shape)
 
     def __call__(self, batch, pick):
         lengths = (batch.labels != -100).sum(1).tolist()
@@ -712,7 +719,7 @@ def train(config, origin):
     """Train one run to its end, or go on with it; returns its folder. Does nothing where the run is finished."""
     folder, settings = config.folder, asdict(config)
     if (folder / "run.json").is_file():
-        run = read_json(folder / "run.json")
+        run = read_run(folder)
         was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
         differ = [f"its {k} is {was[k]!r}, not {settings[k]!r}" for k in settings if settings[k] != was[k] and k != "out_dir"]  # folders may move
         if differ and (folder / "log.jsonl").is_file():
@@ -810,8 +817,11 @@ def main(argv):
             other = {k: cast(k, v, asdict(Config())) for k, v in other.items()}
             configs.append((replace(config, **other, name=f"{config.name}-{name}", baselines={}), origin | dict.fromkeys(other, f"baseline {name}")))
         configs.append((config, origin))
-    for data in config.tests.split():  # of the last one, whose table it will be
-        read_examples(data, "test", 1)
+    for data in config.tests.split() or [config.data] * (config.format != "simulate"):  # of the last one, whose table it will be
+        if not any(e.label for e in stream_examples(data, "test")):
+            raise DataError(f"{data} has no test row with a label, and so no table can be made; name other data with --tests=DATA")
+    for data in {config.data: 0 for config, _ in configs}:
+        read_examples(data, "train", 1)
     for config, _ in configs:
         check(config)
     for config, origin in configs:

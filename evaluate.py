@@ -642,7 +642,7 @@ def trade_off(results):
         if points := {name: ([row[cost]], [row[value]], "o" if best(row, cost, value) else "x") for name, row in table.items() if row[value]}:
             pictures.append({"x": cost, "y": value, "lines": points})
     for row in runs:
-        kept = [f"{row[key] / most[key]:.0%} of the {key}" for key in ("accuracy", "parameters") if most[key]]
+        kept = [f"{row[key] / most[key]:.0%} of the {key}" for key in ("accuracy", "parameters") if most[key] and row[key] is not None]
         kept += [f"{most[key] / row[key]:.1f}x as fast" for key in costs if key == "µs"]
         row |= {"on the front": " ".join(cost for cost in costs if best(row, cost, "accuracy")), "beside the largest": ", ".join(kept)}
     return finding(trade_off, table, *pictures)
@@ -812,17 +812,17 @@ def main(argv):
         result["findings"] = {"The answers": finding(headline, table), "Labels": labels, "The reasons": manner({path: lines, **others, "human": human}),
                               **({"Against the others": comparison(lines, others, opt["seed"]), "The trade-off": trade_off(beside)} if others else {}),
                               **result["findings"]}
-        for title, found in result["findings"].items():
-            print(f"\n{path}, {result['about']}: {title}")
-            print_table(found["table"])
         place, told = Path(path), {"eval.json": json.dumps(result, indent=1, ensure_ascii=False) + "\n", "report.html": report_page(result, lines)}
         if place.is_dir():
             told["predictions.jsonl"] = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             replace_file(place / "confusion.png", picture("predicted", "gold", confusion=result["confusion"]))
-        for name, text in told.items():
-            file = place / name if place.is_dir() else place.with_name(f"{place.stem}.{name}")
+        files = {place / name if place.is_dir() else place.with_name(f"{place.stem}.{name}"): text for name, text in told.items()}
+        for file, text in files.items():  # before the tables, whose reader may have seen enough
             replace_file(file, text.encode(errors="replace"))  # half a character, that an answer may hold, is a question mark
-            print("wrote", file)
+        for title, found in result["findings"].items():
+            print(f"\n{path}, {result['about']}: {title}")
+            print_table(found["table"])
+        print(*(f"wrote {file}" for file in files), sep="\n")
 
 if __name__ == "__main__":
     run_main(main)

@@ -63,7 +63,7 @@ class T5Config:
             object.__setattr__(self, "num_decoder_layers", self.num_layers)
         legal = {int: ("a whole number above 0 (and below 2**20)", lambda x: type(x) is int and 0 < x < 2**20),
                  str: ("relu or gated-gelu", ("relu", "gated-gelu").__contains__),
-                 float: ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1), bool: ("", lambda x: True)}
+                 float: ("a number from 0 to below 1", lambda x: type(x) in (int, float) and 0 <= x < 1), bool: ("true or false", lambda x: type(x) is bool)}
         for f in fields(self):
             if not legal[f.type][1](getattr(self, f.name)):
                 raise CheckpointError(f"config: {f.name} is {getattr(self, f.name)!r:.40}, not {legal[f.type][0]}")
@@ -656,11 +656,15 @@ def write_safetensors(path, tensors):
 def replace_file(path, *pieces):
     """Write bytes to a file so that a reader, or a crash, finds either the old file or the whole new one."""
     part = Path(f"{path}.tmp{os.getpid()}")
-    with open(part, "wb") as f:
-        f.writelines(pieces)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as f:
+            f.writelines(pieces)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({e})") from None
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
@@ -759,15 +763,11 @@ def main(args):
     """`python model.py [SIZE or DIR or HUB NAME]`"""
     if len(args) != 1 or args[0] in ("-h", "--help"):
         return print(__doc__)
-    try:
-        if args[0] in SIZES:
-            with torch.device("meta"):  # shapes without memory, so that the largest size prints at once
-                model = T5(SIZES[args[0]])
-        else:
-            model = T5.from_pretrained(args[0])
-    except CheckpointError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    if args[0] in SIZES:
+        with torch.device("meta"):  # shapes without memory, so that the largest size prints at once
+            model = T5(SIZES[args[0]])
+    else:
+        model = T5.from_pretrained(args[0])
     c = model.config
     print(f"{args[0]}: T5 {'v1.0' if c.tie_word_embeddings else 'v1.1'}, {c.num_layers} + {c.num_decoder_layers} layers, width {c.d_model}, "
           f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}", flush=True)
@@ -777,3 +777,6 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except BrokenPipeError:  # the reader, say head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (CheckpointError, OSError, KeyboardInterrupt) as e:
+        print(f"error: {e}" if str(e) else "interrupted", file=sys.stderr)
+        sys.exit(2 if str(e) else 130)
