@@ -846,8 +846,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
                 "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}
     todo, workers, connections = [e for e in examples.values() if e.id not in rows][::-1], concurrency if url else 1, {}
-    waiting, requests, tokens = set(), 0, 0
-    with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar, ThreadPoolExecutor(workers) as pool:
+    pool, waiting, requests, tokens = ThreadPoolExecutor(workers), set(), 0, 0
+    with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar:
         file.truncate(sum(map(len, done)))
         file.write(b"" if all(line.endswith(b"\n") for line in done[-1:]) else b"\n")
         try:
@@ -869,7 +869,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 bar.update(len(finished))
                 if failures.total() == bar.n - bar.initial >= (2 * workers if rows else min(2 * workers, bar.total)):
                     raise DataError(f"{url or model}: all of the first {failures.total()} rows failed ({failures.most_common(1)[0][0]})")
-        finally:  # an error or Ctrl-C: what waits is not asked
+        finally:  # an error or Ctrl-C: what waits is not asked, what is under way not waited for
             pool.shutdown(wait=False, cancel_futures=True)
     rows = list(rows.values())
     valid, failures = [row for row in rows if row["label"]], failures + Counter(fault for row in rows for fault in row["faults"])

@@ -175,7 +175,7 @@ class Config:
 def read_config(path):
     """The assignments of a config file as {setting: value}."""
     if not Path(path).is_file() or Path(path).suffix != ".py":
-        raise DataError(f"{path}: no such config file (NAME.py)")
+        raise DataError(f"{path}: no such config file, which is one of Python, NAME.py")
     try:
         values = runpy.run_path(str(path))
     except (Exception, SystemExit) as e:

@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 import weakref
@@ -14,7 +15,7 @@ from golden.model_make import SEARCHES, inputs, weights_of
 import apprentice
 from apprentice import Apprentice, Decoder, Recorded, StaticDecoder, generate, likeliest
 from data import Tokenizer, train_vocabulary
-from model import SIZES, T5, Linear, T5Config, hugging_face_names, load_weights, write_safetensors
+from model import SIZES, T5, CheckpointError, Linear, T5Config, hugging_face_names, load_weights, write_safetensors
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = json.loads((ROOT / "tests/golden/model_t5.json").read_text())
@@ -415,6 +416,21 @@ def test_bad_input_is_one_line_and_status_2(run, tmp_path):
     for args in (["nowhere"], [run, "one"], [run, "--jsn"], [tmp_path, "a", "b"], [run, "a", "b", "--num_beams=0"], [run, "a", "b", "--device=tpu"]):
         done = ask(*args)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done
+
+
+@pytest.mark.parametrize("name, value", [("format", None), ("format", "nope"), ("format", ["predict"]), ("data", 5), ("max_source", "x"), ("max_target", 0)])
+def test_a_run_json_that_no_run_has_is_told(run, tmp_path, name, value):
+    shutil.copytree(run, folder := tmp_path / "run")
+    for settings in ({name: value}, [], None):
+        (folder / "run.json").write_text(json.dumps({"settings": settings}))
+        with pytest.raises(CheckpointError, match=f"run.json.*{name if settings else 'format'}"):
+            Apprentice.load(folder)
+
+
+def test_memory_that_does_not_suffice_is_one_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        apprentice.run_main(lambda argv: torch.empty(2**50))
+    assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: memory does not suffice")
 
 
 def test_what_is_written_ends_at_the_first_end_or_before_the_padding():

@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -131,6 +132,41 @@ def test_collect_bears_a_server_that_misbehaves(model, tmp_path, monkeypatch, ca
     assert len(model.asked) == before + 3 and len(rows) == len(out.read_text().splitlines()) == 40, "only what is missing is asked"
     apprentice.collect(tmp_path / "in.jsonl", out=out, url=model.url, model="big", split=None, shots=0)
     assert len(model.asked) == before + 3
+
+
+def test_collect_keeps_what_it_did_not_write(model, tmp_path):
+    source, out = pairs(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    how = dict(url=model.url, model="big", split=None, shots=0)
+    for text in ('{"important": 1}', "a letter", '{"id": "r0", "rationale": null}\n', '{"id": "r0", "tokens": "five"}\n'):
+        out.write_text(text)
+        with pytest.raises(DataError, match="out.jsonl: cannot be gone on with"):
+            apprentice.collect(source, out=out, **how)
+        assert out.read_text() == text and not model.asked
+    with pytest.raises(DataError, match="it is what --in names"):
+        apprentice.collect(source, out=source, **how)
+    out.write_text('{ "id": "r1", "label": "neutral", "rationale": "by hand"}')  # and without an end of line
+    assert [row["rationale"] for row in apprentice.collect(source, out=out, **how)][0] == "by hand"
+    assert len(out.read_text().splitlines()) == 3 and len(model.asked) == 2
+
+
+@pytest.mark.parametrize("later", ["3600", "9" * 25])
+def test_a_server_that_wants_to_be_left_alone_is_told(model, tmp_path, later, monkeypatch):
+    slept, model.default, model.later = [], 429, later
+    monkeypatch.setattr(data.time, "sleep", slept.append)
+    with pytest.raises(DataError, match="all of the first 3 rows failed .the server asks to wait for"):
+        apprentice.collect(pairs(tmp_path / "in.jsonl", 3), out=tmp_path / "out.jsonl", url=model.url, model="big", split=None, shots=0)
+    assert not any(slept)
+
+
+def test_ctrl_c_waits_for_no_reply(model, tmp_path):
+    model.delay = 20
+    command = [sys.executable, "data.py", "collect", f"--in={pairs(tmp_path / 'in.jsonl', 3)}", f"--out={tmp_path / 'out'}", f"--url={model.url}?v=1", "--model=x"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=HERE.parent, text=True)
+    while not model.asked:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    start = time.perf_counter()
+    assert process.communicate()[1].endswith("interrupted\n") and process.returncode == 130 and time.perf_counter() - start < 10
 
 
 def test_collect_votes_shows_and_tells(model, tmp_path, capsys):

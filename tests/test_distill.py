@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -775,9 +776,15 @@ def test_every_config_is_legal():
 @pytest.mark.parametrize("args, says", [
     (["configs/none.py"], "no such config file"), (["configs/tiny_teacher.py", "--max_step=3"], "did you mean max_steps"),
     (["configs/tiny_teacher.py", "--data=none.csv"], "no such file"), (["configs/tiny_teacher.py", "--student=nowhere"], "no folder here and no hub name"),
-    (["--device=tpu"], "device is 'tpu'"), (["--tests=none.csv"], "none.csv: no such file"),
+    (["--device=tpu"], "device is 'tpu'"), (["--tests=none.csv"], "none.csv: no such file"), (["mistaken.py"], "mistaken.py: lr is 'abc', not a number"),
+    (["mistaken.json"], "mistaken.json: no such config file"), (["--data=train.csv"], "train.csv has no test row with a label"),
+    (["--data=toy:20,none.csv"], "none.csv: no such file"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_status_2(tmp_path, args, says):
+    (tmp_path / "mistaken.py").write_text("lr = 'abc'")
+    (tmp_path / "mistaken.json").write_text('{"lr": 1}')
+    (tmp_path / "train.csv").write_text("premise,hypothesis,label,split\na dog,a cat,neutral,train\n")
+    args = [re.sub(r"(mistaken|train\.csv)", lambda m: str(tmp_path / m[0]), arg) for arg in args]
     done = subprocess.run([sys.executable, "distill.py", *args, f"--out_dir={tmp_path}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done
 

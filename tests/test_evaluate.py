@@ -409,6 +409,8 @@ def test_trade_off_by_hand(tmp_path):
     unmeasured = ev.trade_off(teacher | run("new", 0.9, 1000, None))
     assert [row["on the front"] for row in unmeasured["table"].values()] == ["parameters"] * 2          # equals do not beat each other
     assert {shown["x"] for shown in unmeasured["pictures"]} == {"parameters"}
+    file = {"answers.jsonl": {**run("file", 0.8, 0, None)[str(tmp_path / "file")], "parameters": None}}
+    assert ev.trade_off(teacher | file)["table"]["answers.jsonl"]["beside the largest"] == "89% of the accuracy"
 
 
 # --- faithfulness -------------------------------------------------------------------------------------------------------
