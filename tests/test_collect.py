@@ -160,7 +160,8 @@ def test_a_server_that_wants_to_be_left_alone_is_told(model, tmp_path, later, mo
 
 def test_ctrl_c_waits_for_no_reply(model, tmp_path):
     model.delay = 20
-    command = [sys.executable, "data.py", "collect", f"--in={pairs(tmp_path / 'in.jsonl', 3)}", f"--out={tmp_path / 'out'}", f"--url={model.url}?v=1", "--model=x"]
+    source, out = pairs(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    command = [sys.executable, "data.py", "collect", f"--in={source}", f"--out={out}", f"--url={model.url}?v=1", "--model=x"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=HERE.parent, text=True)
     while not model.asked:
         time.sleep(0.01)
