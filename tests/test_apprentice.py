@@ -224,7 +224,20 @@ def test_guessing_ahead_changes_no_word(guesses, tied, monkeypatch):
         assert generate(net, source, mask, min_new_tokens=least, max_new_tokens=most) == [[word for word in words if word != 1]]
         assert len(words) == most or words[-1] == 1 and len(words) <= max(place, least) + 1
         total += len(words)
-    assert len(told) < 0.6 * total if guesses == "as it is" else len(told) == total
+    assert len(told) < 0.45 * total if guesses == "as it is" else len(told) == total
+
+
+def test_only_a_lone_source_of_a_large_vocabulary_in_float32_is_guessed_ahead(monkeypatch, tmp_path):
+    monkeypatch.setattr("apprentice.Speculative", lambda *args: pytest.fail("guessed"))
+    torch.manual_seed(0)
+    net = T5(T5Config(vocab_size=20000, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=2, tie_word_embeddings=True)).eval()
+    net.save_pretrained(tmp_path)
+    source, how = torch.randint(2, 20000, (1, 5)), dict(max_new_tokens=3, min_new_tokens=3)
+    with pytest.raises(pytest.fail.Exception):
+        generate(net, source, **how)
+    for other, rows, more in ((net, source, dict(do_sample=True)), (net, source, dict(num_beams=2)), (net, source.repeat(2, 1), {}), (net.bfloat16(), source, {}),
+                              (T5.from_pretrained(tmp_path, dtype="int8"), source, {}), (spread()[0], source % 300, {}), (net.double(), source, {})):
+        assert len(generate(other, rows, **how, **more)) == len(rows)
 
 
 # --- on a GPU, and what is done there on a CPU ---
