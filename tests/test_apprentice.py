@@ -235,8 +235,9 @@ def test_only_a_lone_source_of_a_large_vocabulary_in_float32_is_guessed_ahead(mo
     source, how = torch.randint(2, 20000, (1, 5)), dict(max_new_tokens=3, min_new_tokens=3)
     with pytest.raises(pytest.fail.Exception):
         generate(net, source, **how)
-    for other, rows, more in ((net, source, dict(do_sample=True)), (net, source, dict(num_beams=2)), (net, source.repeat(2, 1), {}), (net.bfloat16(), source, {}),
-                              (T5.from_pretrained(tmp_path, dtype="int8"), source, {}), (spread()[0], source % 300, {}), (net.double(), source, {})):
+    cases = [(net, source, dict(do_sample=True)), (net, source, dict(num_beams=2)), (net, source.repeat(2, 1), {}), (spread()[0], source % 300, {}),
+             (T5.from_pretrained(tmp_path, dtype="int8"), source, {}), (copy.deepcopy(net).bfloat16(), source, {}), (net.double(), source, {})]
+    for other, rows, more in cases:
         assert len(generate(other, rows, **how, **more)) == len(rows)
 
 
