@@ -282,13 +282,20 @@ class Speculative(Greedy):
             banned, end = ([EOS], min(T, min_new_tokens)) if t < min_new_tokens else ([], T)
             guesses, decoder.linear = ids[-1:], functools.partial(plain_linear, rough=True)
             with contextlib.suppress(RuntimeError):  # what is no number can't be rounded
-                while len(guesses) <= min(ahead, end - t - 1) and guesses[-1] != EOS:
-                    scores = product_in_8_bits(decoder.step(torch.tensor([guesses[-1:]]))[0], head.rough())[0]
+                while len(guesses) <= min(ahead, end - t - 1):
+                    scores = product_in_8_bits(decoder.step(self.tokens.new_tensor([guesses[-1:]]))[0], head.rough())[0]
                     scores[banned] = -math.inf
-                    guesses.append(scores.argmax().item())
-            decoder.slots, decoder.linear = t, plain_linear
-            right = head.largest(decoder.step(torch.tensor([guesses]))[0], banned).tolist()
-            agreed = len(os.path.commonprefix([guesses[1:], right]))
+                    if (guess := scores.argmax().item()) == EOS:  # the step that reads the word before will tell
+                        break
+                    guesses.append(guess)
+            decoder.linear = plain_linear
+            for read in (guesses, guesses[:1]):  # none of them where one is no number, which would reach the words before it
+                decoder.slots = t
+                states = decoder.step(self.tokens.new_tensor([read]))[0]  # (n, d)
+                if states.isfinite().all():
+                    break
+            right = head.largest(states, banned).tolist()
+            agreed = len(os.path.commonprefix([read[1:], right]))
             ids += right[: agreed + 1]
             t = decoder.slots = t + agreed + 1
             ahead = min(agreed + 1, AHEAD)

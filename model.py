@@ -170,6 +170,7 @@ class Matrix:
         """Hold the weight in 8 bits alone, as `in_8_bits` does."""
         if self.packed is None or self.packed_of:
             self.packed, self.packed_of, self.least = functools.partial(product_in_8_bits, packed=in_8_bits(self.weight, many)), None, 0
+            self.draft = self.draft_of = None
             if isinstance(self, Linear):  # an embedding is still looked up
                 self.weight = None
 
@@ -190,13 +191,13 @@ class Matrix:
         """x (R, n) -> (R,), which row w of the weight, but for the banned, has the largest product x.w, the first of equals; in float32 on
         a CPU. The copy in 8 bits tells x'.w' of x and w as rounded. By Cauchy and Schwarz |x.w - x'.w'| <= |x - x'| |w'| + |x| |w - w'|:
         rows that can't be the largest are left out, the few others multiplied out."""
-        draft, lengths = self.rough(), x.norm(dim=1)
-        if self.bounds is None:
+        draft, lengths, known = self.rough(), x.norm(dim=1), self.bounds
+        if known is None:
             rounded = torch.ops.quantized.linear_unpack(draft)[0].dequantize()
             length = rounded.norm(dim=1)
             bounds = torch.stack([length, (self.weight - rounded).norm(dim=1) + 1e-4 * length])  # with room for float32's own rounding
-            self.bounds = bounds, bounds.max()
-        bounds, farthest = self.bounds
+            known = self.bounds = bounds, bounds.max()
+        bounds, farthest = known
         if lengths.max() * farthest < 1e36:
             rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, NARROW).dequantize()  # as `product_in_8_bits` does
             scores, slack = product_in_8_bits(x, draft), torch.stack([(x - rounded).norm(dim=1), lengths], 1) @ bounds  # (R, m) both
