@@ -45,7 +45,8 @@ from model import SIZES, T5, CheckpointError, activated, fetch, product_in_8_bit
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 MANY_HEADS = 128  # of all sources together: from here on a CPU attends quicker by bmm (three starts of all threads) than by scaled_dot_product_attention (one)
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
-AHEAD = 6  # tokens at most that are guessed before the network itself reads them
+AHEAD = 6  # tokens at most that are guessed before the network itself reads them, as long as
+PAYS = 0.65  # is the least probability of all to be right: a guess costs half of a step, or more where many threads compete
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
 RECORDED = 2**32  # bytes of caches, of what was recorded with a model, that a GPU keeps beside those in use
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
@@ -277,8 +278,10 @@ class Speculative(Greedy):
 
     def write(self, min_new_tokens, n):
         self.begin()
-        decoder, head, T, t, ahead, ids = self.decoder, self.decoder.model.unembed, len(self.told), 0, AHEAD // 2, [0]
+        decoder, head, T, t, ids = self.decoder, self.decoder.model.unembed, len(self.told), 0, [0]
+        right, tried = 4.5, 5.0  # of the guesses: nine in ten until more is known
         while t < T and ids[-1] != EOS:
+            ahead = min(AHEAD, int(math.log(PAYS) / math.log(right / tried)))
             banned, end = ([EOS], min(T, min_new_tokens)) if t < min_new_tokens else ([], T)
             guesses, decoder.linear = ids[-1:], functools.partial(plain_linear, rough=True)
             with contextlib.suppress(RuntimeError):  # what is no number can't be rounded
@@ -294,11 +297,11 @@ class Speculative(Greedy):
                 states = decoder.step(self.tokens.new_tensor([read]))[0]  # (n, d)
                 if states.isfinite().all():
                     break
-            right = head.largest(states, banned).tolist()
-            agreed = len(os.path.commonprefix([read[1:], right]))
-            ids += right[: agreed + 1]
+            words = head.largest(states, banned).tolist()
+            agreed = len(os.path.commonprefix([read[1:], words]))
+            ids += words[: agreed + 1]
             t = decoder.slots = t + agreed + 1
-            ahead = min(agreed + 1, AHEAD)
+            right, tried = right + agreed, tried + min(agreed + 1, len(read) - 1)  # those behind a wrong one were no trial
         return {0: [cut(ids[1:])]}
 
 def draw(logits, temperature, top_k, top_p, generator):

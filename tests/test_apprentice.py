@@ -234,6 +234,7 @@ def test_guessing_ahead_changes_no_word(guesses, tied, monkeypatch):
         steps.clear()
         assert generate(net, source, mask, min_new_tokens=least, max_new_tokens=most) == [[word for word in words if word != 1]]
         assert max(steps) <= len(words) + apprentice.AHEAD, "nothing is read behind the end"
+        assert guesses != "all wrong" or len(steps) <= len(words) + apprentice.AHEAD, "who is always wrong is not asked on"
         assert len(words) == most or words[-1] == 1 and len(words) <= max(place, least) + 1
         total += len(words)
     assert len(told) < 0.45 * total if guesses == "as it is" else len(told) < total if guesses == "some wrong" else len(told) == total
