@@ -45,8 +45,8 @@ from model import SIZES, T5, CheckpointError, activated, fetch, product_in_8_bit
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 MANY_HEADS = 128  # of all sources together: from here on a CPU attends quicker by bmm (three starts of all threads) than by scaled_dot_product_attention (one)
 FEW = 16  # rows for which finding the likeliest word is quicker than all words' logits
-AHEAD = 6  # tokens at most that are guessed before the network itself reads them, as long as
-PAYS = 0.65  # is the least probability of all to be right: a guess costs half of a step, or more where many threads compete
+AHEAD = 6  # tokens at most that are guessed before the network itself reads them
+PAYS = 0.65  # how likely a guess and all before it must be right: it takes half the time of a step, more where many threads compete
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
 RECORDED = 2**32  # bytes of caches, of what was recorded with a model, that a GPU keeps beside those in use
 SPARSE = 0.75  # a copy of the caches pays once a quarter of their rows is done with
