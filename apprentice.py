@@ -737,9 +737,10 @@ def check_device(device):
 
 def read_run(folder):
     """The run.json of a run folder: its settings, where they came from, and what it was made with."""
-    run = {"settings": {}} | read_json(path := Path(folder) / "run.json")
+    run = read_json(path := Path(folder) / "run.json")
+    settings = run.get("settings", {})
     for name, least in (("format", ""), ("data", ""), ("max_source", 1), ("max_target", 1), ("labelled_rows", 0)):
-        value = run["settings"].get(name, least) if isinstance(run["settings"], dict) else None
+        value = settings.get(name, least) if isinstance(settings, dict) else None
         if type(value) is not type(least) or value < least:
             raise CheckpointError(f"{path}: its settings tell no run's {name} ({value!r:.40}); put back what was there")
     return run
@@ -859,7 +860,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     pool, waiting, requests, tokens = ThreadPoolExecutor(workers), set(), 0, 0
     with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar:
         file.truncate(sum(map(len, done)))
-        file.write(b"" if all(line.endswith(b"\n") for line in done[-1:]) else b"\n")
+        if done and not done[-1].endswith(b"\n"):
+            file.write(b"\n")
         try:
             while True:
                 while todo and len(waiting) < 2 * workers and not 0 < max_tokens <= tokens and not 0 < max_requests < requests + samples:

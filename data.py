@@ -381,7 +381,8 @@ def download(url, part):
         raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
 
 def retry(call, *args):
-    """call(*args), again after failures that may pass: when the server's Retry-After says, else after 1, 2, 4, 8 seconds. Raises the fifth."""
+    """call(*args), again after failures that may pass: when the server's Retry-After says, if that is within
+    ten minutes, else after 1, 2, 4, 8 seconds. Raises the fifth."""
     for pause in (1, 2, 4, 8, None):
         try:
             return call(*args)

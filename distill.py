@@ -820,7 +820,7 @@ def main(argv):
     for data in config.tests.split() or [config.data] * (config.format != "simulate"):  # of the last one, whose table it will be
         if not any(e.label for e in stream_examples(data, "test")):
             raise DataError(f"{data} has no test row with a label, and so no table can be made; name other data with --tests=DATA")
-    for data in {config.data: 0 for config, _ in configs}:
+    for data in dict.fromkeys(config.data for config, _ in configs):
         read_examples(data, "train", 1)
     for config, _ in configs:
         check(config)

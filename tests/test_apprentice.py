@@ -466,6 +466,12 @@ def test_a_run_json_that_no_run_has_is_told(run, tmp_path, name, value):
             Apprentice.load(folder)
 
 
+def test_a_run_json_without_settings_is_asked_in_plain_instructions(run, tmp_path):
+    shutil.copytree(run, folder := tmp_path / "run")
+    (folder / "run.json").write_text("{}")
+    assert Apprentice.load(folder).format == "instruction"
+
+
 def test_memory_that_does_not_suffice_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         apprentice.run_main(lambda argv: torch.empty(2**50))
