@@ -5,11 +5,12 @@
     python apprentice.py out/tiny … --json                   answers as one JSON object a line, for programs
     python data.py collect --in=FILE --url=URL --model=NAME  has a large language model answer instead, into a rationale file
 
-The first argument is a run folder, any T5 checkpoint folder or a hub name; `--device=cuda`, `--dtype=bfloat16` and
-`--num_beams=4` change how it runs. An answer takes milliseconds for the tiny model, under a second for FLAN-T5-small on a CPU.
+The first argument is a run folder, or any T5 checkpoint folder or hub name, which is asked in plain instructions for the label alone;
+`--device=cuda`, `--dtype=bfloat16` and `--num_beams=4` change how it runs. An answer takes milliseconds for the tiny model, under a
+second for FLAN-T5-small on a CPU.
 Here are the cached decoder, greedy search, beam search and sampling (`generate`: the same tokens as transformers'), what makes them
 quick on a GPU (to be skipped at a first reading), and `Apprentice`, which holds network, vocabulary and format together.
-Read next: distill.py (how it learns), evaluate.py.
+Read next: distill.py (how it learns).
 """
 
 import contextlib
@@ -273,7 +274,7 @@ class Greedy(Search):
 
 class Speculative(Greedy):
     """As Greedy, for one source and sooner where to read the weights is what takes the time (Leviathan et al. 2023, arXiv 2211.17192): a copy of
-    the network in 8 bits, a quarter of the bytes, guesses some tokens; then one step of the network itself takes them all and tells what
+    decoder and head in 8 bits, a quarter of the bytes, guesses some tokens; then one step of the network itself takes them all and tells what
     belongs after each. The guesses up to the first wrong one stay, and what belongs there: the words of Greedy, whatever was guessed."""
 
     def write(self, min_new_tokens, n):
@@ -301,7 +302,7 @@ class Speculative(Greedy):
             agreed = len(os.path.commonprefix([read[1:], words]))
             ids += words[: agreed + 1]
             t = decoder.slots = t + agreed + 1
-            right, tried = right + agreed, tried + min(agreed + 1, len(read) - 1)  # those behind a wrong one were no trial
+            right, tried = right + agreed, tried + min(agreed + 1, len(read) - 1)  # those after a wrong one were no trial
         return {0: [cut(ids[1:])]}
 
 def draw(logits, temperature, top_k, top_p, generator):
@@ -438,8 +439,8 @@ class StaticDecoder(Decoder):
         return self.attention(q, memory, self.heads, self.K, self.source_mask)
 
 def plain_attention(q, kv, heads, K, seen, bias=None, filled=None):
-    """Cross-attention of q (B*K, H*k) to kv (B, keys, 2*H*k) where seen (B, keys). With `filled` self-attention of q with its own keys and values
-    behind it (B*K, 3*H*k): they go to the last K of the `filled` slots of the cache kv, which is attended to where seen (B, K, slots), under
+    """Cross-attention of q (B*K, H*k) to kv (B, keys, 2*H*k) where seen (B, keys). With `filled` self-attention of q followed by its own keys and
+    values (B*K, 3*H*k): they go to the last K of the `filled` slots of the cache kv, which is attended to where seen (B, K, slots), under
     bias (H, steps) of the last step; of those K each beam has seen its own alone. -> (B*K, H*k)"""
     q, kv, places = q.view(len(kv), K, -1, *heads), kv.view(*kv.shape[:2], 2, *heads), torch.arange(kv.shape[1], device=q.device)
     if filled is None:
@@ -624,7 +625,7 @@ class Apprentice:
 
     @classmethod
     def load(cls, run_dir, dtype="float32", device="cpu"):
-        """From a run folder; from any other T5 checkpoint or hub name too, which is then asked in plain instructions."""
+        """From a run folder; from any other T5 checkpoint or hub name too, which is then asked in plain instructions for the label alone."""
         folder = fetch(run_dir)
         run = read_run(folder) if (folder / "run.json").is_file() else {}
         settings = run.get("settings", {"format": "instruction"})
@@ -664,7 +665,7 @@ class Apprentice:
 
     def answer_once(self, pairs, folder, num_beams=1):
         """As `answer`, with a memory: what it writes stands in folder/answers.jsonl as soon as it comes and is not written again, after an
-        interruption too, for as long as the weights, vocabulary and settings in the run folder are the same."""
+        interruption too, for as long as the weights, vocabulary and settings in the run folder, and num_beams, are the same."""
         made = f"{weights_digest(folder, 'spiece.model', 'config.json', 'run.json')}-{num_beams}"
         store, kept = folder / "answers.jsonl", {}
         for line in store.read_text(encoding="utf-8", errors="replace").split("\n") if store.is_file() else ():
@@ -684,7 +685,7 @@ class Apprentice:
         """Log-probabilities (N, 3) of LABELS for N pairs, normalised over the three: how sure the model is, and of what else.
 
         A label's score is the sum over its own tokens, without </s>, in the format of the run. A model that reasons first scores
-        them behind `rationales` (N texts, "" for none), or behind those that it writes itself; the other formats do not use them."""
+        them after `rationales` (N texts, "" for none), or after those that it writes itself; the other formats do not use them."""
         task = next(task for task in self.tasks if "label" in task.parts)
         if task.parts[0] == "label":
             rationales = [""] * len(pairs)
@@ -813,10 +814,11 @@ Answer in two lines: "Reason:" with one short sentence, then "Label:" with one o
 def collect(source, *, out="rationales.jsonl", url="", model="", split="train", limit=0, prompt="", given=False, shots=3, samples=1, seed=0,
             temperature=0.7, max_new_tokens=200, concurrency=8, timeout=60.0, max_requests=0, max_tokens=0):
     """Have a model label and explain the examples of a source -> the rows of a rationale file, [{"id", "label", "rationale", …}, …].
-    `model` answers at url/chat/completions (OpenAI's protocol; its key: $OPENAI_API_KEY); without a url it is a run folder. prompt: a file
-    to use for PROMPT; given: tell the label and ask for the reason; shots: examples shown first; samples: replies a row, of which the majority
-    counts; max_requests, max_tokens: a budget (a request tried again counts once). A row is on the disk once it is finished, and is not
-    asked again; one whose request failed is, by the next call. Raises DataError."""
+    `model` answers at url/chat/completions (OpenAI's protocol; its key: $OPENAI_API_KEY); without a url it is a run folder. split: of a file
+    without a column for it, train is 80% of the premises; prompt: a file to use for PROMPT; given: tell the label and ask for the reason;
+    shots: examples shown first; samples: replies a row, of which the majority counts; max_requests, max_tokens: a budget (a request tried
+    again counts once). A row is on the disk once it is finished, and is not asked again; one whose request failed is, by the next call.
+    Raises DataError."""
     out, failures, everything = Path(out), Counter(), read_examples(source, split, limit)
     examples = {e.id: e for e in everything}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -1010,7 +1012,8 @@ def print_table(table):
 def main(argv):
     """`python apprentice.py RUN [PREMISE HYPOTHESIS] [--json]`"""
     if not argv or "-h" in argv or "--help" in argv:
-        return print(__doc__)
+        settings = [f"    --{k}={v}" for k, v in {"in": "toy", **collect.__kwdefaults__}.items()]
+        return print(*(collect.__doc__, "", *settings) if "collect" in argv else [__doc__], sep="\n")
     if argv[0] == "collect":
         words, opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)
         words += [f"--{k}={v}" for k, v in opt.items() if not isinstance(v, str) and v < (k in ("concurrency", "samples"))]

@@ -5,7 +5,8 @@
     python bench.py google/flan-t5-small base          checkpoint folders, hub names and sizes mix
     python bench.py small --against=transformers       the same tokens asked of transformers, in turns in one process; or of
                                                        ctranslate2, which wants a checkpoint with its vocabulary
-    python bench.py small --growth                     how time and memory grow with each length, and how they should (90 seconds)
+    python bench.py small --growth                     how time and memory of one model (the first device and dtype) grow with each
+                                                       length, and how they should (90 seconds)
 
 An answer is 32 greedy tokens from 64 of a source, neither more nor fewer, so that models compare; batch x beams is 1 x 1 for latency,
 also 1 x 4, 16 x 1 and 16 x 4 for tokens a second. --device=cpu,cuda (both where there is a GPU) and --dtype=float32,bfloat16,int8 (int8
@@ -18,7 +19,7 @@ memory, peak   bytes that the process holds after an answer, and at most while i
 load           seconds from folder to model, Python and torch already there; the system may hold the file in its cache
 
 Results, with every raw time: RUN/bench.json for run folders; for all, bench.json and cost.png (growth.json and growth.png) in out/bench
-or --out=FOLDER. With --json the last line of the output is that JSON. Read next: distill.py, which makes the runs.
+or --out=FOLDER. With --json the last line of the output is that JSON.
 """
 
 import ctypes
@@ -77,7 +78,7 @@ def in_fresh_process(function, *args):
             raise DataError(f"the system ended the process that measured {args[0]} in {args[1]}, most likely for want of memory") from None
 
 def high_water(device, call):
-    """-> (bytes that this process holds before call(), what it returned, bytes that it held at most); 0 where the system keeps them back"""
+    """-> (bytes that this process holds before call(), what it returned, bytes that it held at most); 0 where the system does not tell"""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated(), call(), torch.cuda.max_memory_allocated()  # worked out from left to right
@@ -124,8 +125,8 @@ def peer_program(peer, folder, dtype, device):
     return lambda x, T, beams: model.translate_batch([["▁the"] * x.shape[1]] * len(x), beam_size=beams, min_decoding_length=T, max_decoding_length=T)
 
 def measure(folder, dtype, device, points, seconds, peer=""):
-    """One model in one dtype at each point (source tokens, new tokens, batch, beams) -> {"load_seconds", "memory_bytes", "points": [{
-    "seconds": raw, "peer_seconds": the peer's if one is named, "peak_bytes", "extra_bytes": the peak's part above memory_bytes}]}"""
+    """One model in one dtype at each point (source tokens, new tokens, batch, beams) -> {"load_seconds", "loading_bytes": at most meanwhile,
+    "memory_bytes", "points": [{"seconds": raw, "peer_seconds": the peer's if one is named, "peak_bytes", "extra_bytes": its part above memory_bytes}]}"""
 
     def programs(S, T, batch, beams):
         x = torch.randint(3, model.config.vocab_size, (batch, S), generator=torch.Generator().manual_seed(0)).to(device)

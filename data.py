@@ -7,7 +7,7 @@
 
 An example's way: read_examples (files, names, the toy world) -> a format of FORMATS writes it as (source, target) -> Tokenizer and
 encode_examples make ids of it, encoded_rows of a whole data set -> BucketSampler picks rows of like length -> collate pads them to a Batch.
-Read next: model.py (what a batch goes through), apprentice.py (how answers come back as text)."""
+Read next: apprentice.py (how answers come back as text)."""
 import csv
 import hashlib
 import json
@@ -47,7 +47,7 @@ class Example:
     hypothesis: str
     label: str | None  # one of LABELS; None: not labelled
     explanations: tuple = ()  # the reasons that people or a teacher gave: none, one, or three in e-SNLI's dev and test files
-    highlights: tuple = ()  # beside each (premise, hypothesis) with the words that matter between *stars*
+    highlights: tuple = ()  # for each of them (premise, hypothesis), with the words that matter between *stars*
     kind: str = ""  # the toy world's inference type, such as "kind+place"
 
 # --- the toy world: pairs that can be judged only with knowledge of the words -----------------------------------------
@@ -65,10 +65,10 @@ def toy_examples(count, seed=0, domain="park", split="train"):
     """`count` rows of the toy world, a function of the arguments alone; 20,000 take a second.
     "during the holidays a spaniel was seen running near several kites by the bench." / "a dog is moving near kites."
     -> entailment: "a spaniel is a dog, and running is moving, so a dog is moving near kites."
-    Domains share grammar and no content word. Rows of "train" have one explanation, others three wordings of it. Kinds: one step (action,
-    place, colour, count), the same with a kind ("kind+place") or a denial ("negation+place") before it, and breadth (kind and place, one of
-    them wider in the premise). No shortcut is there: labels are equally many, the premise is drawn without the label, and the hypothesis'
-    words and the number of shared words are the same for each."""
+    Domains share grammar, openers and numbers, and no other content word. Rows of "train" have one explanation, others three wordings of it.
+    Kinds: one step (action, place, colour, count), the same with a kind ("kind+place") or a denial ("negation+place") before it, and breadth
+    (kind and place, one of them wider in the premise). No shortcut is there: labels are equally many, the premise is drawn without the label,
+    and the hypothesis' words and the number of shared words are the same for each."""
     chains = {aspect: [(word, *wider) for words, wider in table.items() for word in words.split()]
               for aspect, table in json.loads(WORLDS.read_text())[domain].items()}  # {"kind": [("spaniel", "dog", "pet", "animal"), …], …}
     rng, labels = random.Random(f"{domain} {split} {seed}"), [LABELS[i % 3] for i in range(count)]
@@ -137,7 +137,7 @@ def _sentence(words, verb):  # {"kind": "spaniel", "action": "running", "thing":
     return " ".join(filter(None, ("a", words["kind"], verb, words.get("action"), *near, words.get("place"))))
 
 # --- files ------------------------------------------------------------------------------------------------------------
-NAMES = {  # a field goes by the name that our files, e-SNLI, SNLI or SICK give it; FILE?premise=NAME gives another
+NAMES = {  # a field goes by the name that our files, e-SNLI, SNLI or SICK give it, of several there by the first; FILE?premise=NAME gives another
     "id": ("id", "pairID", "pair_ID"), "label": ("label", "gold_label", "entailment_label", "entailment_judgment"), "rationale": ("rationale", "explanation"),
     "premise": ("premise", "Sentence1", "sentence1", "sentence_A"), "hypothesis": ("hypothesis", "Sentence2", "sentence2", "sentence_B"),
     "split": ("split", "SemEval_set")}
@@ -240,7 +240,7 @@ def read_file(path, options="", max_bad=0.01):
             if len(faults) <= max_bad * rows:
                 tell(f"{path.name}: {len(faults):,} faulty rows and {len(dashes):,} with the label - of {rows:,} are set aside: {log}")
     if len(faults) > max_bad * rows:
-        raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} are at fault; FILE?max_bad={max_bad:g} allows fewer: {log} lists them")
+        raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} are at fault, over the share {max_bad:g} (FILE?max_bad=SHARE): {log} lists them")
     if +mended:
         tell(f"{path.name}: of {rows:,} rows, mended or noted: {', '.join(f'{what} {count:,}' for what, count in sorted((+mended).items()))}")
 
@@ -292,7 +292,7 @@ def rows_of(path, names=()):
 def columns(present, names=()):
     """{our name: the column's name here} of the fields that are there; premise, hypothesis and label must be."""
     names = NAMES | {ours: (theirs,) for ours, theirs in names}
-    found = {ours: name for ours, theirs in names.items() for name in theirs if name in present}
+    found = {ours: name for ours, theirs in names.items() for name in reversed(theirs) if name in present}  # predictions have a gold_label too
     for ours in ("premise", "hypothesis", "label"):
         if ours not in found:
             raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {repr(', '.join(present)[:200])[1:-1] or 'none'}"
@@ -567,7 +567,7 @@ class Encoded:
 def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256, limit=0, explanations=1):
     """{task: Encoded} of a source or a list of examples, at most `limit` of them, in the formats named by `tasks`; an example is as many rows
     as it has explanations, up to `explanations` (0: all). Those that lack what a task asks for are left out of all, and told. Kept in the
-    cache folder under a hash of all that the rows depend on: 549,367 of them take a minute the first time, then a second."""
+    cache folder under a hash of all that the rows depend on: 549,367 of them take under a minute the first time, then two seconds."""
     given = isinstance(source, list)
     key = hashlib.sha256(repr((given or str(source), split, tasks, max_source, max_target, limit, explanations)).encode())
     names = [] if given else [part for name, options, _ in parts_of(source) for part in (name, dict(parse_qsl(options)).get("pairs", "toy"))]
@@ -616,7 +616,7 @@ class Batch:
     source_mask: torch.Tensor  # (B, S) bool, True = token
     labels: torch.Tensor  # (B, T) long, padded with -100
     label_tokens: torch.Tensor | None = None  # (B, T) bool; None: every token belongs to the label
-    ids: tuple = ()  # the rows' numbers or names, if anyone needs them
+    ids: tuple = ()  # what a CachedTeacher knows the rows by
     weights: torch.Tensor | None = None  # (B,) how much each row counts; None: all alike
 
     def to(self, device):

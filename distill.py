@@ -3,7 +3,8 @@
     python distill.py                            configs/tiny.py: teacher, students and a table, with no download   (minutes, 2 cores)
     python distill.py configs/small.py           FLAN-T5-small taught by FLAN-T5-large on e-SNLI                    (hours, one GPU)
     python distill.py configs/scratch.py --data=FILE     a T5 from random weights on a CSV of e-SNLI
-    python distill.py CONFIG.py … --lr=3e-4 --seed=1,2,3     later words win, values with commas train every combination; --help lists all
+    python distill.py CONFIG.py … --lr=3e-4 --seed=1,2,3     settings win over files, later files over earlier ones;
+                                                  values with commas train every combination; --help lists all
 
 Read in order: settings, losses, who teaches, `Trainer.step` (one update), `train` (one run), `main`. A run stopped at any
 moment goes on with the same command from its last checkpoint, on a CPU to the same bits. Read next: evaluate.py (what the student kept).
@@ -52,7 +53,7 @@ class Config:
     student_layers: int = 0  # of each stack, for a size and for cut; 0: as there
     student_width: int = 0  # d_model of a size, whose heads and d_ff grow along; 0: as there
     vocabulary: str = ""  # of a size: spiece.model, a hub name, or pieces to train (500, 500@DATA); empty: the teacher's
-    train_only: str = ""  # a pattern of parameter names (python model.py SIZE): decoder | norm | last2 | ^(?!shared); empty: all learn
+    train_only: str = ""  # a pattern of parameter names (python model.py SIZE): decoder, norm, last2, ^(?!shared); empty: all learn
     lora_rank: int = 0  # above 0: the blocks' matrices that train_only names learn as W + alpha / rank * B A, all else rests
     lora_alpha: float = 16.0
     # from whom: a hub name, run folder or config file (trained first) is a T5 teacher, NAME.jsonl a file of anyone's rationales
@@ -60,7 +61,7 @@ class Config:
     teacher_mix: str = "fixed"  # of T5 teachers: fixed (their weights) | confidence (how well each foretells the example counts too)
     teacher_cache: str = ""  # a folder where the teacher's top_k words for each token are kept: it is asked only once
     top_k: int = 64
-    teacher_writes: str = "none"  # none | rest | all: it labels and explains the rows beyond labelled_rows, or all in people's place
+    teacher_writes: str = "none"  # none | rest | all: the (first) T5 labels and explains the rows beyond labelled_rows, or all in people's place
     teacher_beams: int = 1  # of that writing
     teacher_temperature: float = 0.0  # above 0: it draws its words instead, from its logits divided by this
     on_policy: float = 0.0  # share of updates in which the student writes, and the teacher judges every word (GKD)
@@ -81,7 +82,7 @@ class Config:
     hidden_weight: float = 0.0  # of the distance of hidden states from a live teacher's, layer by layer (TinyBERT)
     schedule: str = ""  # weights that move evenly to another value until the last step: "kd_weight:0 label_weight:2"
     kd_loss: str = "forward_kl"  # forward_kl | reverse_kl | jsd | skew_forward_kl | skew_reverse_kl | tvd | soft_ce: see KINDS below
-    kd_beta: float = 0.5  # of jsd: towards 0 nearer to forward, towards 1 to reverse KL
+    kd_beta: float = 0.5  # of jsd: small is like forward, large like reverse KL; at 0 and 1 its size jumps (see KINDS)
     kd_skew: float = 0.1  # of the skewed divergences: the share mixed in
     temperature: float = 1.0  # of both softmaxes in the divergence; higher shows more of what the teacher thinks of wrong answers
     label_smoothing: float = 0.0  # share of the cross-entropy's target that all words get alike
@@ -91,7 +92,7 @@ class Config:
     weight_decay: float = 0.01
     grad_clip: float = 1.0  # largest norm of the gradient
     batch_size: int = 64  # rows of a micro-batch
-    grad_accumulation: int = 1  # micro-batches of an update
+    grad_accumulation: int = 1  # micro-batches of an update, each put once for every task of the format
     max_steps: int = 1000  # updates
     dtype: str = "auto"  # of the products: float32 | bfloat16 | auto (bfloat16 on a GPU)
     device: str = "auto"  # cpu | cuda | auto
@@ -103,9 +104,9 @@ class Config:
     eval_every: int = 250  # steps between validations, which choose the weights to keep
     eval_rows: int = 300  # validation rows answered each time
     save_every: int = 250  # steps between checkpoints
-    tests: str = ""  # data for the table's test rows, several with spaces between; empty: data
+    tests: str = ""  # data for the table's test rows, several with spaces between (reports are of the last); empty: data
     test_rows: int = 1000  # test rows of each; 0: all
-    baselines: dict = field(default_factory=dict)  # {name: settings that differ}: runs trained beside this one, for the table
+    baselines: dict = field(default_factory=dict)  # {name: settings that differ, from the command line's too}: runs trained beside this one, for the table
 
     def __post_init__(self):
         legal = {"kd_loss": KINDS, "dtype": ("auto", "float32", "bfloat16"), "teacher_mix": ("fixed", "confidence"),
@@ -142,6 +143,7 @@ class Config:
             (not all(isinstance(other, dict) and not {"name", "baselines"} & {*other} for other in self.baselines.values()),
              f"baselines is {self.baselines}, not {{name: {{setting: value}}}}; a run beside this one has neither name nor baselines of its own"),
             (self.student == "cut" and not self.student_layers, "student=cut: set student_layers to how many to cut from the teacher"),
+            (self.teacher_writes == "rest" and not self.labelled_rows, "teacher_writes=rest: labelled_rows is 0, which leaves no rest; set it, or all"),
         ):
             if wrong:
                 raise DataError(why)
@@ -175,7 +177,7 @@ class Config:
 def read_config(path):
     """The assignments of a config file as {setting: value}."""
     if not Path(path).is_file() or Path(path).suffix != ".py":
-        raise DataError(f"{path}: no such config file, which is one of Python, NAME.py")
+        raise DataError(f"{path}: no such config file; it should be one of Python, NAME.py")
     try:
         values = runpy.run_path(str(path))
     except (Exception, SystemExit) as e:
@@ -261,7 +263,7 @@ def token_divergence(student_logits, teacher, kind="forward_kl", temperature=1.0
 
 def token_losses(logits, taught, labels, vocab_size, label_smoothing=0.0, **how):
     """logits (N, V), taught: each teacher's logits (N, V) or TopK, labels (N,), -100 = ignore -> (cross-entropy, *divergences) (1 + teachers, N);
-    what is behind vocab_size is padding, and no word."""
+    columns from vocab_size on are padding, no words."""
     logits = logits if logits.shape[1] == vocab_size else logits[:, :vocab_size]  # a slice of all would cost a copy of the gradient
     log_probs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # `soften` less its care for -inf, which no product gives
     ce = F.nll_loss(log_probs, labels, reduction="none")
@@ -294,8 +296,9 @@ def fused(logits, weights, taught, labels, *about, **how):
         return with_gradient(logits, weights, taught, labels, *about, **how)
 
 def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", temperature=1.0, **options):
-    """How far a student is from its teacher. logits (..., V), the teacher's perhaps TopK; mask (...) bool -> scalar: summed over V,
-    mean over the mask's True tokens, 0 where there are none. options: beta of jsd, skew of the skewed ones (the share mixed in)."""
+    """How far a student is from its teacher, for callers who hold all logits (`Trainer.backward` does not). logits (..., V), the teacher's
+    perhaps TopK; mask (...) bool -> scalar: summed over V, mean over the mask's True tokens, 0 where there are none. options: beta of jsd,
+    skew of the skewed ones (the share mixed in)."""
     teacher = TopK(*(x[mask] for x in teacher_logits)) if isinstance(teacher_logits, TopK) else teacher_logits[mask]
     return token_divergence(student_logits[mask], teacher, kind, temperature, **options).sum() / mask.sum().clamp(min=1)
 
@@ -442,7 +445,7 @@ class Trainer:
         self.asks = c.uses("kd_weight", "hidden_weight")
         if self.asks and not teachers:
             raise DataError(f"kd_weight is {c.kd_weight}, hidden_weight {c.hidden_weight}, but there is no teacher to learn from")
-        self.vocab_size = vocab_size or min(m.config.vocab_size for m in (student, *teachers))  # rows of the heads behind it are padding, no words
+        self.vocab_size = vocab_size or min(m.config.vocab_size for m in (student, *teachers))  # rows of the heads from there on are padding, no words
         self.teachers = [LiveTeacher(t, c, self.vocab_size) if isinstance(t, T5) else t for t in teachers]
         self.names, weights = zip(*(c.teachers() or [(str(i), 1.0) for i in range(len(teachers))] or [("", 1.0)]), strict=True)
         self.teacher_weights = torch.tensor(weights, device=self.device)
@@ -831,7 +834,7 @@ def main(argv):
     if config.format == "simulate":
         return print(f"results are in {folders[-1]}; python evaluate.py RUN --simulator={folders[-1]} judges by it whether RUN's reasons help")
     for data in config.tests.split() or [config.data]:
-        with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report
+        with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report, of the last data
             evaluate.main([*map(str, folders), f"--data={data}", f"--limit={config.test_rows}", f"--device={config.torch_device}", "--probes=0"])
         print(f"\n{data}, test rows; in percent but for parameters and time")
         found = {str(folder): json.loads((folder / "eval.json").read_text()) for folder in folders}
@@ -840,7 +843,7 @@ def main(argv):
         evaluate.print_table({name: {column: row[column] for column in columns} for name, row in table.items() if name in found or row["accuracy"]})
         points = {name: ([run["parameters"]], [100 * run["accuracy"]]) for name, run in found.items()}
         replace_file(folders[-1] / f"{Path(data).stem}.png", evaluate.picture("parameters", f"accuracy on {data}, test rows, %", lines=points))
-    print(f"results are in {folders[-1]}, a report.html beside each run; ask it: python apprentice.py {folders[-1]}")
+    print(f"results are in {folders[-1]}, a report.html in each run's folder; ask it: python apprentice.py {folders[-1]}")
 
 if __name__ == "__main__":
     run_main(main)

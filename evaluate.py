@@ -4,15 +4,17 @@
     python evaluate.py RUN --data=FILE --split=all       other rows: a file or a name that data.py knows; a split of it, or all
     python evaluate.py answers.jsonl --data=FILE         score a predictions file (a line a row: id, label, rationale) of any origin
     python evaluate.py --data=FILE                       no run: what the rows give away, and how well people agree with each other
-        --limit=N        a seeded sample of N rows       --probes=100  rows on which the model is asked again, for its faithfulness
-        --seed=0         of all that is drawn            --num_beams=1 --device=cpu   of the decoder
-        --simulator=RUN  that configs/simulator.py made of the answers, for LAS            --landscape=25   the loss around the weights, points a side
+        --limit=N        a seeded sample of N rows, without a run the first N         --seed=0   of all that is drawn
+        --probes=100     rows on which the model is asked again, for its faithfulness
+        --num_beams=1    of the decoder                  --device=cpu    --landscape=25   the loss around the weights, points a side
+        --simulator=RUN  that configs/simulator.py made of the answers, for LAS; several with commas, each for its own run
         --bert_score=MODEL   BERTScore by the encoder of a run, checkpoint or hub name; --layer=N of it (0: all), --idf, --rescale by a baseline
 
 A run folder gets eval.json (every figure), predictions.jsonl (a line a row with a gold label, the reference beside the answer),
 confusion.png and report.html, one page that works offline; a predictions file NAME.jsonl gets NAME.eval.json and NAME.report.html.
-Answers are kept in RUN/answers.jsonl and used again, after an interruption too, for as long as the weights are the same. A row whose
-answer names no label is wrong. Shares are fractions in eval.json, percent in print. A minute for a tiny model. Read next: distill.py.
+Answers are kept in RUN/answers.jsonl and used again, after an interruption too, for as long as weights, vocabulary, settings and
+num_beams are the same. A row whose answer names no label is wrong. Shares are fractions in eval.json, percent in print. A minute for
+a tiny model. Read next: bench.py (what it costs).
 """
 
 import base64
@@ -431,7 +433,7 @@ def breakdown(lines):
 
 def cross_fitted(lines, training, views, steps=60):
     """What a cheap reader takes the texts of views {name: N texts} for: {name: N labels}. It is a logistic regression over the words and word pairs of a text
-    (right on 87% of e-SNLI from a human's reason alone), blind to how sentences hang together. training: [(row, text, label)]. The rows are cut in two by
+    (right on 86 to 88% of e-SNLI from a human's reason alone), blind to how sentences hang together. training: [(row, text, label)]. The rows are cut in two by
     premise, and each half is read by the reader that learned from the other."""
     def bags(texts):  # -> the hashed words and pairs of all texts in one row, and where each text's begin
         words = [re.findall(r"\w+", text.lower()) for text in texts]
@@ -467,7 +469,7 @@ def simulatability(lines, seed=0, simulator=None):
     """Does the reason help to foresee the answer, beyond giving it away? LAS (Hase et al. 2020), its two bins, and plain simulatability. N-grams, as a
     simulator, are cheap and blind to how sentences hang together: a lower bound. The T5 of configs/simulator.py, minutes of training, has learnt this run's
     answers from input, reason or both and is asked of premises new to it. A bin of few rows tells nothing; a reason made up after the answer can help as much
-    as the true."""
+    as the true one."""
     marked = [re.sub(r"\w+", r"p_\g<0>", line["premise"]) + re.sub(r"\w+", r" h_\g<0>", line["hypothesis"]) for line in lines]
     reasons, answers = [line["rationale"] for line in lines], [line["label"] for line in lines]
     views = {"input": marked, "reason": reasons, "both": [f"{a} {b}" for a, b in zip(marked, reasons, strict=True)]}
@@ -508,7 +510,7 @@ def consistency(lines, seed=0):
     return finding(consistency, table)
 
 def insertions(lines, answer, seed=0):
-    """A word put into the hypothesis (an adjective behind an article or number, an adverb behind "is" or "are"): how often does the answer
+    """A word put into the hypothesis (an adjective after an article, a number or "some", an adverb after "is" or "are"): how often does the answer
     flip, and does the new reason name the word (Atanasova et al. 2023, arXiv 2305.18029, section 3.1)? A flip that the reason does not own
     up to is unfaithful; to name the word proves nothing, and the word may change what is true: a flip is no mistake by itself."""
     adjectives, adverbs = "old happy strange quiet famous tired clever friendly".split(), "slowly happily suddenly quietly really often".split()

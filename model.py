@@ -122,7 +122,7 @@ def onednn(x, weight):
 CPU_NAME = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.processor()
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 SLOW_LINEAR = ONEDNN and "Intel" not in CPU_NAME  # on Intel's processors F.linear is the faster of the two, elsewhere oneDNN forward may take half its time
-FEW_ROWS = 4  # of x: with fewer F.linear is there faster than a product with a packed weight
+FEW_ROWS = 4  # of x: with fewer F.linear is faster on Intel's than a product with a packed weight
 
 def product(x, weight):
     """x (..., n) @ weight (m, n).T -> (..., m), with gradients: F.linear, in the fastest way that this machine has."""
@@ -131,7 +131,7 @@ def product(x, weight):
     return F.linear(x, weight)
 
 def version(weight):
-    """Changes with the weight's numbers, but for edits of weight.data, which nobody can see."""
+    """Changes with the weight's numbers, but for edits of weight.data, or of a tensor made in inference mode, which nobody can see."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 class Matrix:
@@ -140,7 +140,7 @@ class Matrix:
     time. A copy in its own numbers goes as soon as a gradient is asked for, or its weight is seen to have changed."""
 
     packed = packed_of = draft = draft_of = bounds = None
-    least = 0  # rows of x for which `packed` is made use of
+    least = 0  # rows of x from which on `packed` is used
 
     def _apply(self, *args, **kwargs):  # .to(), .half(), …, which edit weight.data: after a way there and back `version` may be the same
         if self.packed_of:
@@ -303,7 +303,7 @@ class PositionBias(nn.Module):
 
     def bucket(self, distance):
         """Distances (key position minus query position, any shape) to buckets of the same shape: near ones have a bucket each,
-        far ones share buckets that widen with the logarithm, up to max_distance, behind which all are one.
+        far ones share buckets that widen with the logarithm, up to max_distance, beyond which all share the last.
         >>> PositionBias(T5Config(), bidirectional=False).bucket(torch.tensor([0, -1, -15, -16, -17, -40, -200])).tolist()
         [0, 1, 15, 16, 16, 23, 31]
         """

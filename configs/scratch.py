@@ -1,5 +1,5 @@
 """A T5 of FLAN-T5-small's shape from random weights on a CSV of e-SNLI (`--data=FILE`, default the whole of it), with T5's own
-vocabulary. It proves the chain on real text; without pretrained weights 9,000 rows are too few to judge unseen pairs well."""
+vocabulary. It proves the chain on real text; without pretrained weights 8,000 rows are too few to judge unseen pairs well."""
 student = "small"
 vocabulary = "google/flan-t5-small"  # or a path to spiece.model
 data = "esnli"

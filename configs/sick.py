@@ -3,7 +3,7 @@
 student = "out/small"
 data = "SICK_corrected.tsv"
 format = "predict"  # there are no reasons to learn; the explain task must live on untrained
-train_only = "decoder.*(norm|cross)|last2"  # little moves, so that little is forgotten
+train_only = "decoder.*(norm|cross)|last2"  # of a deep student little moves, so that little is forgotten
 lr = 3e-4
 batch_size = 32
 max_steps = 500

@@ -13,4 +13,3 @@ max_steps = 600
 eval_every = 200
 max_source = 192
 max_target = 8
-test_rows = 0

@@ -1,5 +1,5 @@
 """The whole method in minutes on two cores, with no download: a teacher that knows the toy world, and three students of a
-quarter of its size or less, who may see the labels of 500 rows. The distilled one also hears what the teacher says of the rest."""
+quarter of its size, who may see the labels of 500 rows. The distilled one also hears what the teacher says of the rest."""
 student = "nano"
 teacher = "configs/tiny_teacher.py"
 data = "toy"

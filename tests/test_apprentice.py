@@ -64,7 +64,7 @@ def test_beams_as_wide_as_the_tree_find_the_best_sequence():
     """With 4 words and 3 steps every sequence can be listed; a beam that holds them all must return the likeliest, by brute force."""
     torch.manual_seed(0)
     net = T5(T5Config(vocab_size=4, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu",
-                      tie_word_embeddings=False)).eval()  # fmt: skip
+                      tie_word_embeddings=False)).eval()
     source, best = torch.tensor([[2, 3, 1]]), (-math.inf, None)
     for i in range(4**3):
         ids = [i // 16, i // 4 % 4, i % 4]
@@ -175,7 +175,7 @@ def test_a_source_all_hidden_is_no_trouble_to_the_others(many_heads, monkeypatch
         torch.testing.assert_close(net.unembed.product(decoder.step(start)), whole.expand(-1, 2, -1), rtol=1e-4, atol=1e-4)  # NaN is never close
     for beams in (1, 3):
         assert [row for i, row in enumerate(generate(net, source, hidden, num_beams=beams)) if i != 1] == \
-            [row for i, row in enumerate(generate(net, source, mask, num_beams=beams)) if i != 1]  # fmt: skip
+            [row for i, row in enumerate(generate(net, source, mask, num_beams=beams)) if i != 1]
 
 
 def test_greedy_with_a_sifted_head_writes_the_same_words(monkeypatch):
@@ -270,14 +270,14 @@ def test_only_a_lone_source_of_a_large_vocabulary_in_float32_is_guessed_ahead(mo
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
 WAYS = [dict(), dict(min_new_tokens=5), dict(num_beams=2), dict(num_beams=4, early_stopping="never", length_penalty=0.6),
-        dict(num_beams=4, early_stopping=True, num_return_sequences=3)]  # fmt: skip
+        dict(num_beams=4, early_stopping=True, num_return_sequences=3)]
 
 
 def spread():
     """Sources of many lengths, and a network whose sequences end at different steps."""
     torch.manual_seed(0)
     net = T5(T5Config(vocab_size=300, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=3, feed_forward_proj="gated-gelu",
-                      tie_word_embeddings=False)).eval()  # fmt: skip
+                      tie_word_embeddings=False)).eval()
     net.lm_head.weight.data[1] *= 3
     source = torch.randint(2, 300, (5, 21))
     mask = torch.arange(21) < torch.tensor([21, 3, 9, 1, 14])[:, None]

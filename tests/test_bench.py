@@ -157,7 +157,7 @@ def test_the_command_measures_a_run_beside_its_teacher(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads((run / "bench.json").read_text())
     assert {"name", "parameters", "disk_bytes", "memory_bytes", "multiply_adds", "latency_ms", "throughput", "peak_bytes", "load_seconds", "device",
-            "machine", "versions", "raw"} <= found.keys()  # fmt: skip
+            "machine", "versions", "raw"} <= found.keys()
     assert not (teacher / "bench.json").exists()  # no run of ours: nothing is written into it
     assert found["parameters"] == sum(p.numel() for p in T5(T5Config(**SHAPES[1])).parameters())
     assert found["disk_bytes"] == (run / "model.safetensors").stat().st_size

@@ -284,3 +284,9 @@ def test_a_run_can_be_the_labeller(tmp_path, capsys):
     for wrong in ([], ["--model=x", "--url=here:80"], ["--model=x", "--samples=0"], ["--model=x", "--shots=-1"], ["--model=x", "in.jsonl"]):
         with pytest.raises(DataError, match="collect needs --model=NAME"):
             apprentice.main(["collect", "--in=toy", *wrong])
+
+
+def test_collect_tells_its_options(capsys):
+    apprentice.main(["collect", "--help"])
+    told = capsys.readouterr().out
+    assert apprentice.collect.__doc__ in told and all(f"\n    --{name}=" in told for name in ("in", *apprentice.collect.__kwdefaults__))

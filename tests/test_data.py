@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
 from data import FORMATS, LABELS, BucketSampler, DataError, Example, Tokenizer, collate, encode_examples, read_examples, toy_examples
 
@@ -350,7 +349,7 @@ def test_rows_set_aside_are_told_and_listed(tmp_path, capsys):
     assert "2 faulty rows and 1 with the label - of 304 are set aside" in told and str(listed) in told
     assert listed.read_text().splitlines()[0] == f"{path}:303: hypothesis is empty" and len(listed.read_text().splitlines()) == 3
     assert f"{path}:304: {data.NO_LABEL}" in listed.read_text() and f"{path}:305: label is 'maybe'; it may be entailment, " in listed.read_text()
-    with pytest.raises(DataError, match=r"m.csv:303: hypothesis is empty; 2 of 304 are at fault; FILE.max_bad=0.005 allows fewer"):
+    with pytest.raises(DataError, match=r"m.csv:303: hypothesis is empty; 2 of 304 are at fault, over the share 0.005 .FILE.max_bad=SHARE."):
         read_examples(path, max_bad=0.005)
     assert not capsys.readouterr().err, "the error is told once"
     assert len(read_examples(f"{path}?max_bad=.5", max_bad=0.005)) == 301
@@ -395,6 +394,13 @@ def test_a_split_that_is_none_is_a_fault(tmp_path, capsys):
 def test_an_empty_explanation_may_be_null(tmp_path):
     row = {"premise": "a", "hypothesis": "b", "label": "neutral", "rationale": "x", "Explanation_2": None}
     assert read_examples(write(tmp_path / "a.jsonl", json.dumps(row)))[0].explanations == ("x",)
+
+
+def test_a_predictions_file_is_read_as_it_was_answered(tmp_path):
+    """A simulator learns what a run answers, and not what would have been right."""
+    line = {"id": "1", "label": "neutral", "rationale": "so it says.", "gold_label": "entailment", "right": 0.0, "premise": "a", "hypothesis": "b"}
+    for row in (line, dict(sorted(line.items()))):
+        assert read_examples(write(tmp_path / "predictions.jsonl", json.dumps(row))) == [Example("1", "a", "b", "neutral", ("so it says.",))]
 
 
 def test_what_was_mended_is_counted(tmp_path, capsys):

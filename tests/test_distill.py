@@ -35,7 +35,7 @@ from distill import (
     read_settings,
     top_k,
     train,
-)  # fmt: skip
+)
 from model import T5, T5Config, read_safetensors
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -44,7 +44,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def net(seed, width=16, dropout=0.0, vocab=30):
     torch.manual_seed(seed)
     return T5(T5Config(vocab_size=vocab, d_model=width, d_kv=8, d_ff=24, num_layers=1, num_heads=2, dropout_rate=dropout,
-                       feed_forward_proj="gated-gelu", tie_word_embeddings=False))  # fmt: skip
+                       feed_forward_proj="gated-gelu", tie_word_embeddings=False))
 
 
 def batch(rows=4, seed=0, split=True):
@@ -67,7 +67,7 @@ SETTINGS = dict(device="cpu", kd_weight=0.7, label_weight=1.0, rationale_weight=
 LN2, LN3, TM, SM = math.log(2), math.log(3), 0.5 * math.log(8 / 5) + 0.25 * math.log(2 / 3), 0.125 * math.log(4 / 15) + 0.75 * math.log(3 / 2)
 HAND = {  # teacher (4, 2, 2) / 8, student (1, 6, 1) / 8, their middle (5, 8, 3) / 16; TM, SM: KL of teacher and student to the middle
     "forward_kl": 1.25 * LN2 - 0.25 * LN3, "reverse_kl": 0.75 * LN3 - 0.375 * LN2, "jsd": (TM + SM) / 2,
-    "skew_forward_kl": TM, "skew_reverse_kl": SM, "tvd": 0.5, "soft_ce": 2.75 * LN2 - 0.25 * LN3}  # fmt: skip
+    "skew_forward_kl": TM, "skew_reverse_kl": SM, "tvd": 0.5, "soft_ce": 2.75 * LN2 - 0.25 * LN3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +87,7 @@ def brute(kind, s, t, T, beta, skew):
     return T**2 * {"forward_kl": kl(p, q), "reverse_kl": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m),
                    "skew_forward_kl": kl(p, mix(skew, p, q)), "skew_reverse_kl": kl(q, mix(skew, q, p)),
                    "tvd": 0.5 * sum(abs(x - y) for x, y in zip(p, q, strict=True)),
-                   "soft_ce": -sum(x * math.log(y) for x, y in zip(p, q, strict=True))}[kind]  # fmt: skip
+                   "soft_ce": -sum(x * math.log(y) for x, y in zip(p, q, strict=True))}[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,7 +139,7 @@ def test_top_k_puts_the_rest_into_one_bucket(kind):
     assert distillation_loss(s, top_k(t, 5, 2.0), mask, kind, 2.0).item() == pytest.approx(dense)  # a bucket of one word loses nothing
     best = t[0].topk(2).indices.tolist()
     bucket = [[math.log(p) * 2 for p in (*(x[i] for i in best), sum(x[i] for i in range(6) if i not in best))]
-              for x in ((z[0] / 2).softmax(-1).tolist() for z in (s, t))]  # fmt: skip
+              for x in ((z[0] / 2).softmax(-1).tolist() for z in (s, t))]
     assert distillation_loss(s, top_k(t, 2, 2.0), mask, kind, 2.0).item() == pytest.approx(brute(kind, *bucket, 2.0, 0.5, 0.1))
 
 
@@ -203,7 +203,7 @@ def test_a_window_equals_one_big_batch_and_padding_and_copies_change_nothing():
     told, weights = after([b])
     for other in ([rows_of(b, 0, 1), rows_of(b, 2), rows_of(b, 3, 4, 5)],
                   [Batch(F.pad(b.source, (0, 3)), F.pad(b.source_mask, (0, 3)), F.pad(b.labels, (0, 4), value=-100), F.pad(b.label_tokens, (0, 4)))],
-                  [b, b]):  # fmt: skip
+                  [b, b]):
         again, same = after(other)
         assert again["loss"] == pytest.approx(told["loss"], rel=1e-4)
         torch.testing.assert_close(same, weights, atol=2e-4, rtol=1e-3)
@@ -242,20 +242,20 @@ def world(tmp_path_factory):
     for name, seed, vocabulary in (("a", 1, "spiece.model"), ("b", 2, "spiece.model"), ("c", 3, "other.model")):
         torch.manual_seed(seed)
         size = T5Config(vocab_size=Tokenizer(root / vocabulary).vocab_size, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2, dropout_rate=0.0,
-                        feed_forward_proj="gated-gelu", tie_word_embeddings=False)  # fmt: skip
+                        feed_forward_proj="gated-gelu", tie_word_embeddings=False)
         T5(size).save_pretrained(root / name)
         shutil.copy(root / vocabulary, root / name / "spiece.model")
     wrong = {"entailment": "neutral", "neutral": "contradiction", "contradiction": "entailment"}
     secret = read_examples("toy", "test", 1)
     lines = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": e.label if i % 4 else wrong[e.label], "rationale": "it is so.",
-              "source": "someone"} for i, e in enumerate(rows + secret)]  # fmt: skip
+              "source": "someone"} for i, e in enumerate(rows + secret)]
     (root / "words.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
 
 
 def settings(world, tmp_path, **other):
     return Config(**dict(student="nano", data="toy:80", device="cpu", out_dir=str(tmp_path), name="run", batch_size=8, lr=3e-3, warmup_steps=0, max_steps=400,
-                         vocabulary=str(world / "spiece.model"), eval_rows=8, max_target=24) | other)  # fmt: skip
+                         vocabulary=str(world / "spiece.model"), eval_rows=8, max_target=24) | other)
 
 
 def first_lessons(parts, count=2):
@@ -263,9 +263,9 @@ def first_lessons(parts, count=2):
 
 
 TEACHERS = {"one": "a", "hidden states": "a@2+b", "two, fixed": "a@3+b", "two, by confidence": "a+b", "cached": "a", "on policy": "a",
-            "and a file": "a+words.jsonl"}  # fmt: skip
+            "and a file": "a+words.jsonl"}
 STUDENTS = {"size": dict(student="nano"), "shape": dict(student="nano", student_layers=1, student_width=32), "cut": dict(student="cut", student_layers=2),
-            "folder": dict(student="b"), "selective": dict(student="b", train_only="last1|norm"), "LoRA": dict(student="b", lora_rank=2)}  # fmt: skip
+            "folder": dict(student="b"), "selective": dict(student="b", train_only="last1|norm"), "LoRA": dict(student="b", lora_rank=2)}
 
 
 @pytest.mark.parametrize("student", STUDENTS)
@@ -273,10 +273,10 @@ STUDENTS = {"size": dict(student="nano"), "shape": dict(student="nano", student_
 def test_every_loss_with_every_teacher_and_student(world, tmp_path, teacher, student):
     chosen = {k: str(world / v) if v == "b" else v for k, v in STUDENTS[student].items()}
     extra = {"hidden states": {"hidden_weight": 0.5, "schedule": "kd_weight:0.5"}, "cached": {"teacher_cache": str(tmp_path / "cache")},
-             "on policy": {"on_policy": 1.0}, "two, by confidence": {"teacher_mix": "confidence"}}  # fmt: skip
+             "on policy": {"on_policy": 1.0}, "two, by confidence": {"teacher_mix": "confidence"}}
     names = "+".join(str(world / name) for name in TEACHERS[teacher].split("+"))
     parts = prepare(settings(world, tmp_path, teacher=names, kd_weight=1.0, lr=2e-3, max_target=12, format="label_then_rationale", **chosen,
-                             **extra.get(teacher, {})))  # fmt: skip
+                             **extra.get(teacher, {})))
     trainer, batches = parts[0], parts[3]([0, 1, 2])
     start = copy.deepcopy(trainer.state_dict())
     for kind in KINDS:
@@ -298,7 +298,7 @@ def test_illegal_combinations_say_why(world, tmp_path):
                 dict(teacher_cache="x", word_dropout=0.1, kd_weight=1.0, teacher="a"), dict(schedule="kd:1"), dict(hypothesis_only=2.0),
                 dict(format="predict", label_weight=0.0),
                 dict(word_dropout=1.0), dict(teacher_temperature=1.0, teacher_beams=2, teacher="a", teacher_writes="all"), dict(label_weight=1e39),
-                dict(schedule="label_weight:" + "9" * 40), dict(teacher="x.jsonl@0")):  # fmt: skip
+                dict(schedule="label_weight:" + "9" * 40), dict(teacher="x.jsonl@0"), dict(teacher_writes="rest", teacher="a")):
         with pytest.raises(DataError, match=next(iter(bad))):
             Config(**bad)
     with pytest.raises(DataError, match="need a T5 as the teacher"):
@@ -330,7 +330,7 @@ def test_a_cut_student_has_evenly_spaced_layers_of_its_teacher():
 def test_only_what_a_pattern_names_learns():
     for pattern, learns in (("decoder|norm", lambda n: n.startswith("decoder") or "norm" in n),
                             ("^(?!shared|lm_head)", lambda n: n[:6] not in ("shared", "lm_hea")),
-                            ("last1", lambda n: ".blocks.0" in n)):  # fmt: skip
+                            ("last1", lambda n: ".blocks.0" in n)):
         student = net(0)
         before = {n: p.clone() for n, p in student.named_parameters()}
         trainer = Trainer(student, [net(1)], Config(**SETTINGS | dict(train_only=pattern, weight_decay=0.1)))
@@ -346,7 +346,7 @@ def test_an_update_is_adamw_s_of_clipped_gradients(grad_clip):
     trainer = Trainer(student, [net(1)], Config(**SETTINGS | dict(grad_clip=grad_clip, weight_decay=0.1)))
     twins = [torch.nn.Parameter(p.detach().double().clone()) for p in trainer.learning]
     other = torch.optim.AdamW([{"params": [p for p in twins if (p.dim() > 1) == matrix], "weight_decay": 0.1 * matrix} for matrix in (True, False)],
-                              betas=(0.9, 0.99))  # fmt: skip
+                              betas=(0.9, 0.99))
     step = trainer.optimizer.step
 
     def both():
@@ -388,7 +388,7 @@ def test_lora_moves_each_matrix_by_the_gradient_of_its_factors():
 
 
 ROADS = [dict(kd_weight=0.0), dict(kd_loss="jsd", temperature=2.0), dict(hidden_weight=1.0), dict(teacher="A+B", teacher_mix="confidence"),
-         dict(lora_rank=2), dict(train_only="decoder", schedule="kd_weight:0"), dict(label_smoothing=0.1, on_policy=1.0)]  # fmt: skip
+         dict(lora_rank=2), dict(train_only="decoder", schedule="kd_weight:0"), dict(label_smoothing=0.1, on_policy=1.0)]
 
 
 def walk(device, static, road, vocab=30, autocast="float32"):
@@ -491,7 +491,7 @@ def test_teachers_are_mixed_by_weight_or_by_how_well_each_foretells_the_example(
         sure.append([lp[i][valid[i]].mean().item() for i in range(3)])
     trust = {"fixed": [[0.75] * 3, [0.25] * 3],
              "confidence": [[3 * math.exp(p) / (3 * math.exp(p) + math.exp(q)) for p, q in zip(*sure, strict=True)],
-                            [math.exp(q) / (3 * math.exp(p) + math.exp(q)) for p, q in zip(*sure, strict=True)]]}  # fmt: skip
+                            [math.exp(q) / (3 * math.exp(p) + math.exp(q)) for p, q in zip(*sure, strict=True)]]}
     for how, weights in trust.items():
         config = Config(**SETTINGS | dict(temperature=1.0, teacher="a@3+b", teacher_mix=how))
         told = Trainer(net(0), [net(1), net(2)], config).step([x])
@@ -564,7 +564,7 @@ def test_a_teacher_writes_by_drawing_the_same_words_for_the_same_seed(world, tmp
     (teacher / "run.json").write_text('{"settings": {"format": "multitask"}}')
     for name, seed, T in (("x", 1, 1.0), ("y", 1, 1.0), ("z", 2, 1.0), ("greedy", 1, 0.0)):
         prepare(settings(world, tmp_path, name=name, seed=seed, teacher=str(teacher), teacher_writes="rest", labelled_rows=5, teacher_temperature=T,
-                         data="toy:12", format="rationale_then_label"))  # fmt: skip
+                         data="toy:12", format="rationale_then_label"))
         texts.append((tmp_path / name / "teacher.jsonl").read_text())
     assert texts[0] == texts[1] and len(set(texts)) == 3
     with pytest.raises(DataError, match="none of what"):  # random weights name no label
@@ -594,7 +594,7 @@ def test_a_checkpoint_with_fewer_words_than_its_vocabulary_is_told(world, tmp_pa
     net(1, vocab=40).save_pretrained(tmp_path / "few")
     shutil.copy(world / "spiece.model", tmp_path / "few")
     for way in (dict(student=str(tmp_path / "few"), vocabulary=""), dict(teacher=str(tmp_path / "few"), kd_weight=1.0),
-                dict(teacher=str(tmp_path / "few"), kd_weight=1.0, teacher_cache=str(tmp_path / "cache"))):  # fmt: skip
+                dict(teacher=str(tmp_path / "few"), kd_weight=1.0, teacher_cache=str(tmp_path / "cache"))):
         with pytest.raises(DataError, match="few: its config.json has 40 words, its spiece.model"):
             prepare(settings(world, tmp_path / "out", **way))
 
@@ -711,7 +711,7 @@ def test_all_of_a_rows_explanations_are_learnt(world, tmp_path):
     for i, (explanations, rows) in enumerate(((0, 80 + 15), (2, 80 + 10), (1, 80 + 5))):
         path = tmp_path / "three.jsonl"
         lines = [{"premise": f"p {e.premise}", "hypothesis": e.hypothesis, "label": e.label, "explanations": e.explanations}
-                 for e in read_examples("toy", "validation", 5)]  # fmt: skip
+                 for e in read_examples("toy", "validation", 5)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         _, tokenizer, lengths, batches_of, _ = prepare(settings(world, tmp_path / str(i), teacher=str(path), explanations=explanations))
         assert len(lengths) == rows
@@ -720,7 +720,7 @@ def test_all_of_a_rows_explanations_are_learnt(world, tmp_path):
 
 
 COMMAND = [sys.executable, "distill.py", "configs/tiny_teacher.py", "--data=toy:600", "--student=nano", "--max_steps=16", "--eval_every=8",
-           "--save_every=4", "--log_every=2", "--eval_rows=20", "--test_rows=9", "--batch_size=16"]  # fmt: skip
+           "--save_every=4", "--log_every=2", "--eval_rows=20", "--test_rows=9", "--batch_size=16"]
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
@@ -757,11 +757,11 @@ def test_settings_are_cast_and_checked():
         {"label_weight": a, "rationale_weight": 1.0, "kd_weight": b, "hidden_weight": 0.0} for a, b in ((1, 1), (2, 0.5), (3, 0))]
     assert Config(kd_weight=0.0, schedule="kd_weight:1").uses("kd_weight") and not Config().uses("kd_weight", "hidden_weight")
     for key, value, says in (("kd_wieght", "1", "did you mean kd_weight"), ("lr", "fast", "not a number"), ("max_steps", "1.5", "not a whole number"),
-                             ("baselines", "yes", "in a config file")):  # fmt: skip
+                             ("baselines", "yes", "in a config file")):
         with pytest.raises(DataError, match=says):
             cast(key, value, known)
     for bad in (dict(kd_loss="kl"), dict(batch_size=0), dict(temperature=0.0), dict(format="both"), dict(seed=2**70), dict(baselines={"a": 3}),
-                dict(teacher="x@0")):  # fmt: skip
+                dict(teacher="x@0")):
         with pytest.raises(DataError, match=next(iter(bad))):
             Config(**bad)
 
@@ -779,7 +779,7 @@ def test_every_config_is_legal():
     (["--device=tpu"], "device is 'tpu'"), (["--tests=none.csv"], "none.csv: no such file"), (["mistaken.py"], "mistaken.py: lr is 'abc', not a number"),
     (["mistaken.json"], "mistaken.json: no such config file"), (["--data=train.csv"], "train.csv has no test row with a label"),
     (["--data=toy:20,none.csv"], "none.csv: no such file"),
-])  # fmt: skip
+])
 def test_bad_input_is_one_line_and_status_2(tmp_path, args, says):
     (tmp_path / "mistaken.py").write_text("lr = 'abc'")
     (tmp_path / "mistaken.json").write_text('{"lr": 1}')
@@ -791,7 +791,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, args, says):
 
 def test_arrows_run_downward():
     may = {"model": set(), "data": set(), "apprentice": {"model", "data"}, "evaluate": {"model", "data", "apprentice"},
-           "bench": {"model", "data", "apprentice"}, "distill": {"model", "data", "apprentice", "evaluate"}}  # fmt: skip
+           "bench": {"model", "data", "apprentice"}, "distill": {"model", "data", "apprentice", "evaluate"}}
     files = list(ROOT.glob("*.py"))
     assert {f.stem for f in files} <= set(may)
     for file in files:

@@ -16,18 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden.bert_score_make import Words, texts
+from golden.model_make import SHAPE, weights_of
+
+import evaluate as ev
+from apprentice import Answer, Apprentice
+from data import FORMATS, LABELS, DataError, Example, Tokenizer, read_examples, split_of, toy_examples, train_vocabulary
+from model import SIZES, T5, T5Config, hugging_face_names, load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from golden.bert_score_make import Words, texts  # noqa: E402
-from golden.model_make import SHAPE, weights_of  # noqa: E402
-
-import evaluate as ev  # noqa: E402
-from apprentice import Answer, Apprentice  # noqa: E402
-from data import FORMATS, LABELS, DataError, Example, Tokenizer, read_examples, split_of, toy_examples, train_vocabulary  # noqa: E402
-from model import SIZES, T5, T5Config, hugging_face_names, load_weights  # noqa: E402
-
 GOLDEN = Path(__file__).with_name("golden")
 REAL = os.environ.get("APPRENTICE_REAL")
 real = pytest.mark.skipif(not REAL, reason="APPRENTICE_REAL does not name a folder with real data")

@@ -279,7 +279,7 @@ def edit(name, **values):
     (lambda h, b: ({**h, "odd": h["shared.weight"]}, b), "unknown (odd)"),
     (edit("shared.weight", shape=[24, 50]), "has shape (24, 50)"),
     (edit("shared.weight", dtype="F8"), "header cannot be read"),
-])  # fmt: skip
+])
 def test_damage_is_named(tmp_path, change, says):
     with pytest.raises(CheckpointError, match=says.replace("(", r"\(").replace(")", r"\)")):
         T5.from_pretrained(damaged(tmp_path, change))
