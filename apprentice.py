@@ -100,8 +100,7 @@ class Decoder:
             self.seen[..., start : self.slots] = torch.eye(n, dtype=torch.bool, device=self.seen.device)
             self.mask = self.bias[..., -self.slots :].masked_fill(~self.seen[:, None, :, : self.slots], -math.inf)  # (B, H, K, slots so far)
         else:  # (1, H, n, slots so far): the i-th sees all up to its own
-            views = [F.pad(self.bias[..., -start - i :], (0, n - i), value=-math.inf) for i in range(1, n + 1)]
-            self.mask = torch.cat(views, 2) if n > 1 else views[0]
+            self.mask = F.pad(self.bias[:, :, 0, -self.slots :], (0, n - 1), value=-math.inf).unfold(-1, self.slots, 1).flip(2)
 
     def attend(self, qkv, cache):
         """Self-attention: qkv (B*K, 3*H*k), of which keys and values go into the cache (2, B, H, slots, k) -> (B*K, H*k)"""
@@ -176,9 +175,10 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
                 search = static_search(model, *source.shape, *how)
                 search.decoder.load(source, source_mask)
             else:
+                decoder = Decoder(model, source, source_mask, *how[1:3])
                 if num_beams == len(source) == 1 and not drawn and model.unembed.rough_pays:
-                    how = Speculative, *how[1:]
-                search = how[0](Decoder(model, source, source_mask, *how[1:3]), len(source), *how[1:])
+                    return [speculate(decoder, min_new_tokens)]
+                search = how[0](decoder, len(source), *how[1:])
             written = search.write(min_new_tokens, num_return_sequences)
     finally:
         if training:
@@ -272,38 +272,36 @@ class Greedy(Search):
     def read(self, n):
         return {row: [cut(ids)] for row, ids in zip(self.rows.tolist(), self.told[..., 0].T.tolist(), strict=True)}
 
-class Speculative(Greedy):
-    """As Greedy, for one source and sooner where to read the weights is what takes the time (Leviathan et al. 2023, arXiv 2211.17192): a copy of
-    decoder and head in 8 bits, a quarter of the bytes, guesses some tokens; then one step of the network itself takes them all and tells what
-    belongs after each. The guesses up to the first wrong one stay, and what belongs there: the words of Greedy, whatever was guessed."""
+def speculate(decoder, min_new_tokens):
+    """The words of Greedy -> ids, for one source and sooner where to read the weights is what takes the time (Leviathan et al. 2023, arXiv
+    2211.17192): a copy of decoder and head in 8 bits, a quarter of the bytes, guesses some tokens; then one step of the network itself
+    reads them all and tells what belongs after each. The guesses up to the first wrong one stay, and what belongs there."""
+    head, T, ids = decoder.model.unembed, decoder.steps, [0]
+    right, tried = 4.5, 5.0  # of the guesses: nine in ten until more is known
 
-    def write(self, min_new_tokens, n):
-        self.begin()
-        decoder, head, T, t, ids = self.decoder, self.decoder.model.unembed, len(self.told), 0, [0]
-        right, tried = 4.5, 5.0  # of the guesses: nine in ten until more is known
-        while t < T and ids[-1] != EOS:
-            ahead = min(AHEAD, int(math.log(PAYS) / math.log(right / tried)))
-            banned, end = ([EOS], min(T, min_new_tokens)) if t < min_new_tokens else ([], T)
-            guesses, decoder.linear = ids[-1:], functools.partial(plain_linear, rough=True)
-            with contextlib.suppress(RuntimeError):  # what is no number can't be rounded
-                while len(guesses) <= min(ahead, end - t - 1):
-                    scores = product_in_8_bits(decoder.step(self.tokens.new_tensor([guesses[-1:]]))[0], head.rough())[0]
-                    scores[banned] = -math.inf
-                    if (guess := scores.argmax().item()) == EOS:  # the step that reads the word before will tell
-                        break
-                    guesses.append(guess)
-            decoder.linear = plain_linear
-            for read in (guesses, guesses[:1]):  # none of them where one is no number, which would reach the words before it
-                decoder.slots = t
-                states = decoder.step(self.tokens.new_tensor([read]))[0]  # (n, d)
-                if states.isfinite().all():
-                    break
-            words = head.largest(states, banned).tolist()
-            agreed = len(os.path.commonprefix([read[1:], words]))
-            ids += words[: agreed + 1]
-            t = decoder.slots = t + agreed + 1
-            right, tried = right + agreed, tried + min(agreed + 1, len(read) - 1)  # those after a wrong one were no trial
-        return {0: [cut(ids[1:])]}
+    def states(words, start, rough=False):  # (words, d), of words that stand from that slot on
+        decoder.slots, decoder.linear = start, functools.partial(plain_linear, rough=rough)
+        return decoder.step(torch.tensor([words]))[0]
+
+    decoder.begin()
+    while len(ids) <= T and ids[-1] != EOS:
+        t, guesses = len(ids) - 1, []
+        banned, end = ([EOS], min(T, min_new_tokens)) if t < min_new_tokens else ([], T)
+        ahead = min(AHEAD, int(math.log(PAYS) / math.log(right / tried)), end - t - 1)
+        with contextlib.suppress(RuntimeError):  # what is no number can't be rounded
+            while len(guesses) < ahead and EOS not in guesses:
+                x = states((ids + guesses)[-1:], t + len(guesses), rough=True)
+                scores = product_in_8_bits(x, head.rough())[0]
+                scores[banned] = -math.inf
+                guesses.append(scores.argmax().item())
+        x = states(ids[-1:] + [guess for guess in guesses if guess != EOS], t)
+        if len(x) > 1 and not x.isfinite().all():  # a guess that is no number reaches the words before it
+            x = states(ids[-1:], t)
+        words = head.largest(x, banned).tolist()
+        agreed = len(os.path.commonprefix([guesses, words]))
+        right, tried = right + agreed, tried + min(agreed + 1, len(guesses))  # those after a wrong one were no trial
+        ids += words[: agreed + 1]
+    return cut(ids[1:])
 
 def draw(logits, temperature, top_k, top_p, generator):
     """logits (B, V) -> (B,), drawn from them, sharpened or cut (nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751)."""
@@ -420,7 +418,6 @@ class StaticDecoder(Decoder):
             place.copy_(F.pad(x, (0, S - s))[rows])
 
     def begin(self):
-        self.model.pack()  # what a CPU has left there goes
         memory = self.model.encode(self.source, self.source_mask)
         for block, cross in zip(self.model.decoder.blocks, self.cross, strict=True):
             torch.matmul(memory, block.cross.kv.weight.t(), out=cross)

@@ -13,7 +13,6 @@ Shapes in the comments: B batch, S source tokens, T target tokens, d model width
 Read next: data.py (text to batches), then apprentice.py (writing with this network).
 """
 
-import functools
 import hashlib
 import http.client
 import json
@@ -131,60 +130,79 @@ def product(x, weight):
     return F.linear(x, weight)
 
 def version(weight):
-    """Changes with the weight's numbers, but for edits of weight.data, or of a tensor made in inference mode, which nobody can see."""
+    """Changes with the weight's numbers, but for what nobody can see: edits of weight.data, or of a tensor made in inference mode, and the
+    steps of a fused optimiser (whose gradients `Matrix.product` sees)."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 class Matrix:
-    """What a layer with a `weight` (m, n) needs to multiply by it. For inference on a CPU the weight can be packed: copied once into
-    the order in which the product's kernel reads it, in its own numbers or in 8 bits. Products of few rows then take down to a third of the
-    time. A copy in its own numbers goes as soon as a gradient is asked for, or its weight is seen to have changed."""
+    """What a layer with a `weight` (m, n) needs to multiply by it. For inference on a CPU copies can stand beside the weight: `packed`, in the
+    order in which the product's kernel reads it, with which products of few rows take down to a third of the time, and `draft`, in 8 bits.
+    They go as soon as a gradient is asked for, and are made anew where the weight is seen to have changed. Or the weight is 8 bits alone."""
 
-    packed = packed_of = draft = draft_of = bounds = None
-    least = 0  # rows of x from which on `packed` is used
+    quantized = None  # the weight in 8 bits alone
+    packed = None  # (version of the weight, copy, rows of x from which on it is used)
+    draft = bounds = None  # (version of the weight, copy in 8 bits); (that copy, what `largest` knows of it)
+
+    def forget(self):
+        """Drop the copies."""
+        self.packed = self.draft = self.bounds = None
 
     def _apply(self, *args, **kwargs):  # .to(), .half(), …, which edit weight.data: after a way there and back `version` may be the same
-        if self.packed_of:
-            self.packed = self.packed_of = None
-        self.draft = self.draft_of = None
+        self.forget()
         return super()._apply(*args, **kwargs)
+
+    def __getstate__(self):  # who copies or pickles the layer makes copies of the weight anew
+        return {**self.__dict__, "packed": None, "draft": None, "bounds": None}
 
     def product(self, x):
         """x (..., n) -> x @ weight.T (..., m)"""
-        weight = self.weight  # to look it up takes a module a while
-        if self.packed_of and (torch.is_grad_enabled() or self.packed_of != version(weight)):
-            self.packed = self.packed_of = None
-        return product(x, weight) if self.packed is None or self.least and x.shape[:-1].numel() < self.least else self.packed(x)
+        if self.quantized is not None:
+            return product_in_8_bits(x, self.quantized)
+        weight, packed = self.weight, self.packed  # to look it up takes a module a while
+        if torch.is_grad_enabled():
+            if packed or self.draft:
+                self.forget()
+        elif packed and packed[0] == version(weight) and x.shape[:-1].numel() >= packed[2]:
+            return onednn(x, packed[1])
+        return product(x, weight)
+
+    @property
+    def own_weight(self):
+        """The weight, if it can be copied: not where it is in 8 bits alone, elsewhere than on a CPU, or worked out anew each time."""
+        weight = self._parameters.get("weight") if ONEDNN and self.quantized is None else None
+        return weight if weight is not None and weight.is_cpu else None
 
     @torch.no_grad()
     def pack(self):
-        """Make `packed` where it helps and is not there, or of a weight as it was: on a CPU, with oneDNN."""
-        if self.packed and (not self.packed_of or self.packed_of == version(self.weight)) or not ONEDNN or not self.weight.is_cpu:
+        """Make `packed` where it helps and is not there, or of a weight as it was."""
+        weight = self.own_weight
+        if weight is None or self.packed and self.packed[0] == version(weight):
             return
-        if self.weight.dtype == torch.float32 or self.weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-            self.packed, self.packed_of = lambda x: onednn(x, packed), version(self.weight)
-            self.least = 0 if SLOW_LINEAR or self.weight.dtype == torch.bfloat16 else FEW_ROWS
+        if weight.dtype == torch.float32 or weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            least = 0 if SLOW_LINEAR or weight.dtype == torch.bfloat16 else FEW_ROWS
+            self.packed = version(weight), torch.ops.mkldnn._reorder_linear_weight(weight.detach()), least
 
     @torch.no_grad()
     def quantize(self, many=False):
         """Hold the weight in 8 bits alone, as `in_8_bits` does."""
-        if self.packed is None or self.packed_of:
-            self.packed, self.packed_of, self.least = functools.partial(product_in_8_bits, packed=in_8_bits(self.weight, many)), None, 0
-            self.draft = self.draft_of = None
+        if self.quantized is None:
+            self.forget()
+            self.quantized = in_8_bits(self.weight, many)
             if isinstance(self, Linear):  # an embedding is still looked up
                 self.weight = None
 
     @property
     def rough_pays(self):
         """Whether `rough` is much quicker to read than the weight is: on a CPU, for many numbers of 32 bits."""
-        weight, quantized = self.weight, self.packed and not self.packed_of
-        return ONEDNN and not quantized and weight.is_cpu and weight.dtype == torch.float32 and weight.numel() > 2**20
+        weight = self.own_weight
+        return weight is not None and weight.dtype == torch.float32 and weight.numel() > 2**20
 
     def rough(self):
         """The weight in 8 bits, a quarter of the bytes to read, made anew where the weight has changed."""
-        if self.draft_of != version(self.weight):
-            self.draft, self.bounds, self.draft_of = in_8_bits(self.weight), None, version(self.weight)
-        return self.draft
+        draft = self.draft
+        if not draft or draft[0] != version(self.weight):
+            draft = self.draft = version(self.weight), in_8_bits(self.weight)
+        return draft[1]
 
     @torch.no_grad()
     def largest(self, x, banned):
@@ -192,12 +210,12 @@ class Matrix:
         a CPU. The copy in 8 bits tells x'.w' of x and w as rounded. By Cauchy and Schwarz |x.w - x'.w'| <= |x - x'| |w'| + |x| |w - w'|:
         rows that can't be the largest are left out, the few others multiplied out."""
         draft, lengths, known = self.rough(), x.norm(dim=1), self.bounds
-        if known is None:
+        if not known or known[0] is not draft:
             rounded = torch.ops.quantized.linear_unpack(draft)[0].dequantize()
             length = rounded.norm(dim=1)
             bounds = torch.stack([length, (self.weight - rounded).norm(dim=1) + 1e-4 * length])  # with room for float32's own rounding
-            known = self.bounds = bounds, bounds.max()
-        bounds, farthest = known
+            known = self.bounds = draft, bounds, bounds.max()
+        _, bounds, farthest = known
         if lengths.max() * farthest < 1e36:
             rounded = torch.quantize_per_tensor_dynamic(x, torch.quint8, NARROW).dequantize()  # as `product_in_8_bits` does
             scores, slack = product_in_8_bits(x, draft), torch.stack([(x - rounded).norm(dim=1), lengths], 1) @ bounds  # (R, m) both

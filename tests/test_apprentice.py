@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -237,7 +238,7 @@ def test_guessing_ahead_changes_no_word(guesses, tied, monkeypatch):
         assert guesses != "all wrong" or len(steps) <= len(words) + apprentice.AHEAD, "who is always wrong is not asked on"
         assert len(words) == most or words[-1] == 1 and len(words) <= max(place, least) + 1
         total += len(words)
-    assert len(told) < 0.45 * total if guesses == "as it is" else len(told) < total if guesses == "some wrong" else len(told) == total
+    assert len(told) < 0.28 * total if guesses == "as it is" else len(told) < total if guesses == "some wrong" else len(told) == total
 
 
 def test_a_wrong_guess_that_is_no_number_reaches_no_word():
@@ -252,8 +253,39 @@ def test_a_wrong_guess_that_is_no_number_reaches_no_word():
         assert generate(net, source, max_new_tokens=24)[0] == words
 
 
+def test_a_copy_to_guess_with_is_never_stale():
+    """A lone source and few ask the head's copy in 8 bits, many do not."""
+    torch.manual_seed(0)
+    net = T5(T5Config(vocab_size=20000, d_model=64, d_kv=16, d_ff=64, num_layers=2, num_heads=2, tie_word_embeddings=False)).eval()
+    source, how = torch.randint(2, 20000, (1, 9)), dict(max_new_tokens=12)
+    optimizer, others = torch.optim.AdamW(net.parameters(), lr=0.05, fused=True), copy.deepcopy(net.state_dict())
+
+    def learn():
+        net(source, torch.tensor([[0, 5, 6]])).logsumexp(-1).sum().backward()
+        optimizer.step()  # which does not tell that weights have changed
+
+    @torch.no_grad()
+    def stretch():  # the bounds of the copy change as well
+        net.head.mul_(100 + torch.rand(20000, 1))[:, 0] *= 30
+
+    @torch.no_grad()
+    def pad():  # the last word is the padding now, which is no word
+        net.head[[0, words[-1]]] = net.head[[words[-1], 0]]
+
+    for change in (learn, learn, stretch, pad, lambda: net.half().float(), lambda: net.load_state_dict(others)):
+        words = generate(net, source, **how)[0]
+        assert net.lm_head.draft and net.lm_head.bounds and net.decoder.blocks[0].ff.wo.draft
+        change()
+        written = [generate(net, source.repeat(n, 1), **how) for n in (1, 4, 20)]
+        assert all(row == written[2][0] for rows in written for row in rows)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert not other.lm_head.draft and generate(other, source, **how) == written[0]
+    net(source, source)
+    assert not net.lm_head.draft and not net.decoder.blocks[0].ff.wo.draft, "in training they are no use"
+
+
 def test_only_a_lone_source_of_a_large_vocabulary_in_float32_is_guessed_ahead(monkeypatch, tmp_path):
-    monkeypatch.setattr("apprentice.Speculative", lambda *args: pytest.fail("guessed"))
+    monkeypatch.setattr("apprentice.speculate", lambda *args: pytest.fail("guessed"))
     torch.manual_seed(0)
     net = T5(T5Config(vocab_size=20000, d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=2, tie_word_embeddings=True)).eval()
     net.save_pretrained(tmp_path)
@@ -323,6 +355,7 @@ def test_packed_weights_go_where_the_weights_go():
     assert generate(net, source, mask, max_new_tokens=4) == generate(copy.deepcopy(spread()[0]).double(), source, mask, max_new_tokens=4)
     net.float()
     generate(net, source, mask, max_new_tokens=4)
+    net.lm_head.rough()
     net.half().float()  # the rounded weights may have the address of those that were packed
     assert not any(m.packed or m.draft for m in net.modules() if isinstance(m, Linear))
     assert [len(row) for row in generate(net.half(), source, mask, max_new_tokens=4, min_new_tokens=4)] == [4] * len(source)  # with padding

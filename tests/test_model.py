@@ -217,7 +217,16 @@ def test_the_largest_product_is_that_of_float64(outlier):
     y[:, banned] = -math.inf
     assert torch.equal(net.largest(x, banned), y.argmax(1))
     with torch.no_grad():
-        net.weight.mul_(-1)  # the copy is not stale
+        net.weight.mul_(-100 * torch.rand(3000, 1))  # neither the copy nor its bounds are stale
+    assert torch.equal(net.largest(x, []), (x.double() @ net.weight.double().T).argmax(1))
+
+
+def test_the_largest_product_is_found_where_only_weights_are_rounded():
+    torch.manual_seed(0)
+    net, x = m.Linear(64, 3000), torch.randint(0, (most := 127 if m.NARROW else 255) + 1, (40, 64)).float()
+    x[:, 0], x[:, 1] = 0, most  # these numbers are their own copies in 8 bits
+    with torch.no_grad():
+        net.weight[:] = net.weight[0] + 3e-3 * torch.randn(3000, 64)
     assert torch.equal(net.largest(x, []), (x.double() @ net.weight.double().T).argmax(1))
 
 
