@@ -574,15 +574,14 @@ def hugging_face_views(model):
     return {name: part for ours, theirs in hugging_face_names(model.config).items()
             for name, part in zip(theirs, model.get_parameter(ours).detach().chunk(len(theirs)), strict=True)}
 
-# Old files hold copies of the embedding under the names of both stacks, and a bias in cross-attention that no T5 ever reads.
-STRAY = re.compile(r"(encoder|decoder)\.embed_tokens\.weight|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
+# Old files hold copies of the embedding under the names of both stacks and of a tied head, and a bias in cross-attention that no T5 reads.
+STRAY = re.compile(r"((encoder|decoder)\.embed_tokens|lm_head|decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias)\.weight")
 
 @torch.no_grad()
 def load_weights(model, tensors, where):
     """Fill every parameter of `model` from {hub name: tensor}; CheckpointError names what is missing, left over or misshapen."""
     wanted = hugging_face_views(model)
-    stray = re.compile(STRAY.pattern + (r"|lm_head\.weight" if model.config.tie_word_embeddings else ""))
-    unknown = [name for name in tensors.keys() - wanted.keys() if not stray.fullmatch(name)]
+    unknown = [name for name in tensors.keys() - wanted.keys() if not STRAY.fullmatch(name)]
     wrong = {"missing": sorted(wanted.keys() - tensors.keys()), "unknown": sorted(unknown)}
     if any(wrong.values()):
         text = [f"{len(x)} {what} ({', '.join(x[:3])}{', …' if len(x) > 3 else ''})" for what, x in wrong.items() if x]
