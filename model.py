@@ -686,16 +686,13 @@ def replace_file(path, *pieces):
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
-def cache_folder():
-    """Where downloads are kept: $APPRENTICE_CACHE, or ~/.cache/apprentice."""
-    return Path(os.environ.get("APPRENTICE_CACHE") or Path.home() / ".cache" / "apprentice")
-
 def fetch(name, weights=True):
-    """The folder of a checkpoint: `name` itself if it is a folder, else that of a hub model, downloaded once.
+    """The folder of a checkpoint: `name` itself if it is a folder, else that of a hub model, downloaded once to $APPRENTICE_CACHE.
     weights=False brings its vocabulary alone. Raises CheckpointError with what to do by hand where the hub can't be reached."""
     if Path(name).is_dir():
         return Path(name)
-    folder = cache_folder() / str(name).replace("/", "--")
+    cache = Path(os.environ.get("APPRENTICE_CACHE") or Path.home() / ".cache" / "apprentice")
+    folder = cache / str(name).replace("/", "--")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)) or Path(name).parent.is_dir() and not folder.is_dir():
         raise CheckpointError(f"{str(name)!r} is no folder here and no hub name such as google/flan-t5-small (a name that begins with a folder here is a path)")
     base = f"{os.environ.get('HF_ENDPOINT') or 'https://huggingface.co'}".rstrip("/") + f"/{name}/resolve/main/"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hub import Hub
 
 import model as m
+from data import cache_folder
 from model import T5, CheckpointError, T5Config
 
 def small(tied=False, seed=0, **kw):
@@ -344,11 +345,11 @@ def test_a_hub_name_is_downloaded_once(hub_folder, monkeypatch, how):
         count = len(hub.asked)
         T5.from_pretrained("google/tiny")
         assert len(hub.asked) == count
-        assert not list(m.cache_folder().rglob("*.part"))
+        assert not list(cache_folder().rglob("*.part"))
 
 
 def test_a_part_that_lies_here_is_gone_on_with_or_replaced(hub_folder, monkeypatch):
-    folder = m.cache_folder() / "google--tiny"
+    folder = cache_folder() / "google--tiny"
     folder.mkdir(parents=True)
     whole = (hub_folder / "model.safetensors").read_bytes()
     with Hub({"google/tiny": hub_folder}) as hub:
@@ -365,7 +366,7 @@ def test_wrong_sums_unknown_names_and_no_network_are_told(hub_folder, monkeypatc
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         with pytest.raises(CheckpointError, match="sha256"):
             T5.from_pretrained("google/tiny")
-        assert not [f for f in m.cache_folder().rglob("*") if f.is_file()]
+        assert not [f for f in cache_folder().rglob("*") if f.is_file()]
         with pytest.raises(CheckpointError, match="check the name"):
             T5.from_pretrained("google/none")
     with pytest.raises(CheckpointError, match="put config.json, spiece.model and model.safetensors of google/tiny into .* by hand"):
