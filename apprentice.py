@@ -40,7 +40,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from data import EOS, FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_examples, read_examples, retry
+from data import EOS, FORMATS, LABELS, DataError, Example, Tokenizer, collate, encode_examples, read_examples, retry, run_main
 from model import SIZES, T5, CheckpointError, activated, fetch, product_in_8_bits, read_json, replace_file, weights_digest
 
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
@@ -932,28 +932,6 @@ def read_reply(text, finish_reason="stop", given=None):
 
 # --- python apprentice.py ---------------------------------------------------------------------------------------------
 
-def run_main(main):
-    """Run a script's main as its users expect it: bad input is one line on stderr and exit status 2, Ctrl-C is 130, a reader that
-    closed the pipe is no error."""
-    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # closed: progress bars and input() want one
-    sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
-    try:
-        main(sys.argv[1:])
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (CheckpointError, DataError, OSError) as e:  # OSError: a full disk, a folder that may not be written to
-        tqdm.write(f"error: {' '.join(str(e).split())}", sys.stderr)  # on a line of its own, whatever bar is drawn
-        sys.exit(2)
-    except (RuntimeError, MemoryError) as e:
-        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
-            raise
-        tqdm.write("error: memory does not suffice; try a smaller batch_size, max_source, max_target, num_beams or model", sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        tqdm.write("interrupted", sys.stderr)
-        sys.stdout.flush()
-        os._exit(130)  # sys.exit would wait for requests under way
-
 def cast(name, value, known):
     """What was given for an option or setting, as the type that known[name] has: {name: default}. DataError says what is legal."""
     if name not in known:
@@ -1050,4 +1028,4 @@ def main(argv):
         pass
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, CheckpointError)

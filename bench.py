@@ -41,9 +41,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from tqdm import tqdm
 
-from apprentice import generate, options, print_table, run_main
-from data import DataError
-from model import SIZES, T5, T5Config, fetch, replace_file
+from apprentice import generate, options, print_table
+from data import DataError, run_main
+from model import SIZES, T5, CheckpointError, T5Config, fetch, replace_file
 
 # --- on paper ---------------------------------------------------------------------------------------------------------
 
@@ -366,4 +366,4 @@ def main(argv):
         print(json.dumps(result))
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, CheckpointError)

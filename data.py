@@ -785,34 +785,47 @@ def explore(source, picture, tokenizer=None):
     print(f"\nwrote {picture}")
     return sample
 
-def main(argv):
-    """`python data.py …`: bad input is one line and exit status 2."""
-    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")
+def run_main(main, *errors):
+    """Run a script's main as its users expect it: bad input (DataError and the errors that are named) is one line on stderr and exit
+    status 2, Ctrl-C is 130, a reader that closed the pipe, as head does, is no error."""
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # closed: progress bars and input() want one
     sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     try:
-        if argv[:1] == ["collect"]:  # it needs models that answer, which stand a floor higher
-            os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("apprentice.py")), *argv])
-        if "--help" in argv or "-h" in argv:
-            print(__doc__)
-        elif download := re.fullmatch(r"download( esnli)?( --out=(.+))?", " ".join(argv)):
-            fetch_esnli(folder := Path(download[3] or cache_folder() / "esnli").expanduser())
-            print(f"e-SNLI (Camburu et al. 2018) is in {folder}: {', '.join(file for files in FOLDERS[0].values() for file in files)}")
-        else:
-            vocabulary = [arg.partition("=")[2] for arg in argv if arg.startswith("--vocabulary=")] or sorted(cache_folder().glob("*/spiece.model"))
-            words = [arg for arg in argv if not arg.startswith("--vocabulary=")] or ["toy"]
-            if len(words) > 1 or words[0].startswith("-"):
-                raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
-            picture = Path("out") / re.sub(r"[^\w.]+", "-", f"data-{Path(words[0]).stem}.png")
-            sample = explore(words[0], picture, Tokenizer(vocabulary[0]) if vocabulary else None)
-            sample = sorted(sample, key=lambda e: -len(e.explanations))[:10_000]  # first those whose annotators can be compared
-            picture.with_suffix(".jsonl").write_text("".join(json.dumps(vars(e)) + "\n" for e in sample), encoding="utf-8")
-            sys.stdout.flush()  # what takes metrics and readers that learn stands two floors higher
-            os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("evaluate.py")), f"--data={picture.with_suffix('.jsonl')}"])
-    except BrokenPipeError:  # the reader, say head, has seen enough
+        main(sys.argv[1:])
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (DataError, OSError, KeyboardInterrupt) as e:
-        print(f"error: {' '.join(str(e).split())}" if str(e) else "interrupted", file=sys.stderr)
-        sys.exit(2 if str(e) else 130)
+    except (DataError, OSError, *errors) as e:  # OSError: a full disk, a folder that may not be written to
+        tqdm.write(f"error: {' '.join(str(e).split())}", sys.stderr)  # on a line of its own, whatever bar is drawn
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
+            raise
+        tqdm.write("error: memory does not suffice; try a smaller batch_size, max_source, max_target, num_beams or model", sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        tqdm.write("interrupted", sys.stderr)
+        sys.stdout.flush()
+        os._exit(130)  # sys.exit would wait for requests under way
+
+def main(argv):
+    """`python data.py …`"""
+    if argv[:1] == ["collect"]:  # it needs models that answer, which stand a floor higher
+        os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("apprentice.py")), *argv])
+    if "--help" in argv or "-h" in argv:
+        return print(__doc__)
+    if download := re.fullmatch(r"download( esnli)?( --out=(.+))?", " ".join(argv)):
+        fetch_esnli(folder := Path(download[3] or cache_folder() / "esnli").expanduser())
+        return print(f"e-SNLI (Camburu et al. 2018) is in {folder}: {', '.join(file for files in FOLDERS[0].values() for file in files)}")
+    vocabulary = [arg.partition("=")[2] for arg in argv if arg.startswith("--vocabulary=")] or sorted(cache_folder().glob("*/spiece.model"))
+    words = [arg for arg in argv if not arg.startswith("--vocabulary=")] or ["toy"]
+    if len(words) > 1 or words[0].startswith("-"):
+        raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
+    picture = Path("out") / re.sub(r"[^\w.]+", "-", f"data-{Path(words[0]).stem}.png")
+    sample = explore(words[0], picture, Tokenizer(vocabulary[0]) if vocabulary else None)
+    sample = sorted(sample, key=lambda e: -len(e.explanations))[:10_000]  # first those whose annotators can be compared
+    picture.with_suffix(".jsonl").write_text("".join(json.dumps(vars(e)) + "\n" for e in sample), encoding="utf-8")
+    sys.stdout.flush()  # what takes metrics and readers that learn stands two floors higher
+    os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("evaluate.py")), f"--data={picture.with_suffix('.jsonl')}"])
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_main(main)

@@ -38,9 +38,9 @@ from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 import evaluate
-from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, run_main, sized
-from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, stream_examples, train_vocabulary
-from model import SIZES, T5, T5Config, fetch, product, replace_file, weights_digest
+from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, sized
+from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, run_main, stream_examples, train_vocabulary
+from model import SIZES, T5, CheckpointError, T5Config, fetch, product, replace_file, weights_digest
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
 
@@ -846,4 +846,4 @@ def main(argv):
     print(f"results are in {folders[-1]}, a report.html in each run's folder; ask it: python apprentice.py {folders[-1]}")
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, CheckpointError)

@@ -37,9 +37,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from apprentice import EOS, Apprentice, cells, options, print_table, run_main
-from data import FRAMES, LABELS, DataError, Example, collate, encode_examples, read_examples, split_of, stream_examples
-from model import T5, fetch, replace_file, weights_digest
+from apprentice import EOS, Apprentice, cells, options, print_table
+from data import FRAMES, LABELS, DataError, Example, collate, encode_examples, read_examples, run_main, split_of, stream_examples
+from model import T5, CheckpointError, fetch, replace_file, weights_digest
 
 # --- n-gram scores: ROUGE and BLEU ------------------------------------------------------------------------------------
 # ROUGE equals Google's rouge-score 0.1.2 (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"); its stemmer is Porter's
@@ -827,4 +827,4 @@ def main(argv):
         print(*(f"wrote {file}" for file in files), sep="\n")
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, CheckpointError)

@@ -879,8 +879,9 @@ def test_sampler_resumes_in_the_middle_of_an_epoch():
 def test_command(tmp_path, capsys, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
     def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, arguments)])
         try:
-            data.main(list(map(str, arguments)))
+            data.run_main(data.main)
             return 0, *capsys.readouterr()
         except SystemExit as e:
             return e.code, *capsys.readouterr()
