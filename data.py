@@ -553,8 +553,8 @@ class Encoded:
     def __init__(self, path):
         # asarray: of a plain view of the same memory a row costs a third of the time
         self.ids = np.asarray(np.memmap(f"{path}.ids", np.int32, "r"))  # sources and targets in turn; a token of the label as -1 - id
-        self.ends = np.asarray(np.memmap(f"{path}.ends", np.int64, "r")).reshape(-1, 2)
-        self.lengths = np.diff(self.ends.ravel(), prepend=0).reshape(-1, 2)
+        self.lengths = np.asarray(np.memmap(f"{path}.lengths", np.int64, "r")).reshape(-1, 2)
+        self.ends = self.lengths.cumsum().reshape(-1, 2)
 
     def __len__(self):
         return len(self.ends)
@@ -583,7 +583,7 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
             return {task: Encoded(folder / task) for task in tasks}
         shutil.rmtree(folder)
     examples, part = islice(source if given else stream_examples(source, split), limit or None), Path(f"{folder}.{os.getpid()}")
-    wanted, ends, read, kept = set().union(*(FORMATS[task].needs for task in tasks)), dict.fromkeys(tasks, 0), 0, 0
+    wanted, read, kept = set().union(*(FORMATS[task].needs for task in tasks)), 0, 0
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     with tqdm(desc="encoding", unit="row", disable=None) as bar:
@@ -594,9 +594,8 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
             for task in tasks:
                 encoded = encode_examples(tokenizer, FORMATS[task], rows, max_source, max_target)
                 flat = [side for ids, target, flags in encoded for side in (ids, [-1 - i if own else i for i, own in zip(target, flags, strict=True)])]
-                lengths = ends[task] + np.array([0, *map(len, flat)], np.int64).cumsum()
-                ends[task] = lengths[-1]
-                for ending, array in (("ids", np.array([i for side in flat for i in side], np.int32)), ("ends", lengths[1:])):
+                ids, lengths = np.array([i for side in flat for i in side], np.int32), np.array([*map(len, flat)], np.int64)
+                for ending, array in (("ids", ids), ("lengths", lengths)):
                     with open(part / f"{task}.{ending}", "ab") as file:
                         file.write(array.tobytes())
             bar.update(len(chunk))
