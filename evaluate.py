@@ -545,9 +545,8 @@ def noise_curves(lines, apprentice, seed=0):
     sizes, pairs = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), [(line["premise"], line["hypothesis"]) for line in lines]
     for size in sizes:
         noisy = lambda _, args, size=size: (args[0] + size * scale * torch.randn(args[0].shape, generator=generator).to(args[0]), *args[1:])  # noqa: E731
-        hook = apprentice.model.encoder.register_forward_pre_hook(noisy)
-        answers = list(zip(apprentice.answer(pairs), lines, strict=True))
-        hook.remove()
+        with apprentice.model.encoder.register_forward_pre_hook(noisy):
+            answers = list(zip(apprentice.answer(pairs), lines, strict=True))
         rows = [{"answer stays": a.label == line["label"], "right": a.label == line["gold_label"], "ROUGE-L": score(a, line["references"]),
                  f"kept, answer {'stays' if a.label == line['label'] else 'moves'}": score(a, line["rationale"])} for a, line in answers]
         table[f"noise {size:g}"] = means(rows, ("answer stays", "right", "ROUGE-L", "kept, answer stays", "kept, answer moves"))
