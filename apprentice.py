@@ -1021,11 +1021,9 @@ def main(argv):
     tty = sys.stdin.isatty()
     if tty:
         print(f"{words[0]} answers. A premise, then a hypothesis; an empty line or Ctrl-D ends.", file=sys.stderr)
-    try:
+    with contextlib.suppress(EOFError):
         while (premise := input("premise:    " if tty else "").strip()) and (hypothesis := input("hypothesis: " if tty else "").strip()):
             ask(premise, hypothesis)
-    except EOFError:
-        pass
 
 if __name__ == "__main__":
     run_main(main, CheckpointError)
