@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from apprentice import generate, options, print_table
 from data import DataError, run_main
-from model import SIZES, T5, CheckpointError, T5Config, fetch, replace_file
+from model import CPU, SIZES, T5, CheckpointError, T5Config, fetch, replace_file
 
 # --- on paper ---------------------------------------------------------------------------------------------------------
 
@@ -158,8 +158,7 @@ POINTS = [(64, 32, batch, beams) for batch in (1, 16) for beams in (1, 4)]  # so
 
 def machine():
     """What the figures are measured on, as bench.json tells it."""
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(": ")[1] for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.is_file() else []
+    names = [line.split(": ")[1] for line in CPU.splitlines() if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"system": platform.platform(), "processor": (names or [platform.machine()])[0], "gpu": gpu, "cores": os.cpu_count(),
             "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}

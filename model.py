@@ -118,9 +118,9 @@ def onednn(x, weight):
     """x (..., n) @ weight (m, n).T -> (..., m), the weight perhaps packed."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
-CPU_NAME = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.processor()
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else platform.processor()
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-SLOW_LINEAR = ONEDNN and "Intel" not in CPU_NAME  # on Intel's processors F.linear is the faster of the two, elsewhere oneDNN forward may take half its time
+SLOW_LINEAR = ONEDNN and "Intel" not in CPU  # on Intel's processors F.linear is the faster of the two, elsewhere oneDNN forward may take half its time
 FEW_ROWS = 4  # of x: with fewer F.linear is faster on Intel's than a product with a packed weight
 
 def product(x, weight):
