@@ -590,16 +590,14 @@ def landscape(examples, apprentice, points, seed=0):
     from the weights. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4), so
     that a step of 1 undoes as much in every run; norms stand still. Two directions of very many: a slice, and a flat one proves no good generalisation."""
     steps, generator, batches = np.linspace(-1, 1, max(3, points | 1)), torch.Generator().manual_seed(seed), [b for _, b in task_batches(apprentice, examples)]
-    matrices, grid = [p for p in apprentice.model.parameters() if p.dim() == 2], np.zeros((len(steps), len(steps)))
+    matrices, grid = {name: p for name, p in apprentice.model.named_parameters() if p.dim() == 2}, np.zeros((len(steps), len(steps)))
     direction = lambda p: F.normalize(torch.randn(p.shape, generator=generator)).to(p) * p.norm(dim=1, keepdim=True)  # noqa: E731
-    start, *ways = ([draw(p) for p in matrices] for draw in (torch.clone, direction, direction))
+    a, b = ({name: direction(p) for name, p in matrices.items()} for _ in "ab")
     for i, j in tqdm(np.ndindex(grid.shape), total=grid.size, desc="landscape", unit="point"):
-        for p, w, a, b in zip(matrices, start, *ways, strict=True):
-            p.copy_(w + steps[i] * a + steps[j] * b)
-        scores = [(apprentice.model(batch.source, T5.shift_right(batch.labels), batch.source_mask), batch.labels) for batch in batches]
-        grid[i, j] = np.mean([float(F.cross_entropy(logits.flatten(0, 1), labels.flatten())) for logits, labels in scores])
-    for p, w in zip(matrices, start, strict=True):
-        p.copy_(w)
+        moved = {name: p + steps[i] * a[name] + steps[j] * b[name] for name, p in matrices.items()}
+        given = [(batch.source, T5.shift_right(batch.labels), batch.source_mask) for batch in batches]
+        logits = [torch.func.functional_call(apprentice.model, moved, inputs) for inputs in given]
+        grid[i, j] = np.mean([float(F.cross_entropy(x.flatten(0, 1), batch.labels.flatten())) for x, batch in zip(logits, batches, strict=True)])
     far = np.maximum(*np.abs(np.meshgrid(steps, steps)))
     near = {f"up to {most:g} away": grid[far <= most] for most in (0, 0.25, 0.5, 1)}
     return finding(landscape, {name: {"mean loss": f"{x.mean():.3f}", "lowest": f"{x.min():.3f}", "highest": f"{x.max():.3f}"} for name, x in near.items()},
