@@ -40,7 +40,7 @@ from tqdm import tqdm
 import evaluate
 from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, sized
 from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, run_main, stream_examples, train_vocabulary
-from model import SIZES, T5, CheckpointError, T5Config, fetch, product, replace_file, weights_digest
+from model import SIZES, T5, CheckpointError, T5Config, fetch, product, read_json, replace_file, weights_digest
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
 
@@ -401,10 +401,8 @@ class CachedTeacher:
         self.place = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0), strict=False))
         about |= {"format": config.format, "data": digest("".join(lengths).encode()), "top_k": self.k, "temperature": self.temperature}
         file, known = folder / "top_k.u16", folder / "about.json"
-        try:
-            found = {**json.loads(known.read_text())} if known.is_file() or file.is_file() else about
-        except (OSError, ValueError, TypeError) as e:
-            raise DataError(f"{known} does not tell what the cache holds ({e}): choose another --teacher_cache, or delete it") from None
+        hint = " and does not tell what the cache holds: choose another --teacher_cache, or delete it"
+        found = read_json(known, hint) if known.is_file() or file.is_file() else about
         differ = [f"{k} ({found.get(k)}, not {about[k]})" for k in about if found.get(k) != about[k]]
         if differ:
             raise DataError(f"{folder} was made with another {differ[0]}: choose another --teacher_cache, or delete it")

@@ -36,7 +36,7 @@ from distill import (
     top_k,
     train,
 )
-from model import T5, T5Config, read_safetensors
+from model import T5, CheckpointError, T5Config, read_safetensors
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -476,7 +476,7 @@ def test_a_cache_holds_the_teachers_words_is_asked_once_and_refuses_strangers(wo
     about = tmp_path / "cache" / "a" / "about.json"
     for spoil in (lambda: about.write_text("[1]"), lambda: about.write_bytes(b"\xff"), about.unlink):
         spoil()
-        with pytest.raises(DataError, match="about.json does not tell what the cache holds"):
+        with pytest.raises(CheckpointError, match="about.json .*does not tell what the cache holds"):
             prepare(replace(config, name="other"))
 
 
