@@ -180,12 +180,11 @@ def read_config(path):
         raise DataError(f"{path}: no such config file; it should be one of Python, NAME.py")
     try:
         values = runpy.run_path(str(path))
-    except (Exception, SystemExit) as e:
-        raise DataError(f"{path}: {type(e).__name__}: {e}") from None
-    try:
         return {k: cast(k, v, asdict(Config())) for k, v in values.items() if not k.startswith("_") and not inspect.ismodule(v)}
     except DataError as e:
         raise DataError(f"{path}: {e}") from None
+    except (Exception, SystemExit) as e:
+        raise DataError(f"{path}: {type(e).__name__}: {e}") from None
 
 def read_settings(argv):
     """Command line -> ([{setting: value}, one a combination], {setting: where it came from})."""
