@@ -24,7 +24,7 @@ import re
 import ssl
 import statistics
 import sys
-import time
+import timeit
 import urllib.request
 import warnings
 import weakref
@@ -652,11 +652,7 @@ class Apprentice:
 
     def cost(self, pairs):
         """What an answer costs -> {"parameters": how many, "ms_an_answer": text, the median of a few pairs answered one by one}"""
-        seconds = []
-        for pair in pairs:
-            start = time.perf_counter()
-            self.answer([pair], num_beams=1)
-            seconds.append(time.perf_counter() - start)
+        seconds = [timeit.timeit(functools.partial(self.answer, [pair], num_beams=1), number=1) for pair in pairs]
         parameters = sum(p.numel() for p in self.model.parameters())
         return {"parameters": parameters, "ms_an_answer": f"{1e3 * statistics.median(seconds):.1f}"}
 
