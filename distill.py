@@ -361,15 +361,14 @@ def linear_distillation_loss(student_hidden, student_head, teacher_hidden, teach
 
     return ChunkedHead.apply(hidden, student_head, losses, weights).unbind()
 
-@contextlib.contextmanager
-def block_states(model, wanted=True):
-    """Yields {"encoder": [], "decoder": []}; what the model's blocks give meanwhile, (B, T, d) each, is appended there if it is wanted."""
+def states_of(model, batch, pick, watched):
+    """-> (the decoder's states (N, d) at the tokens that are picked, {"encoder": [], "decoder": []}: if watched, what their blocks gave, (B, T, d) each)"""
     states = {"encoder": [], "decoder": []}
     with contextlib.ExitStack() as hooks:
-        for name, found in states.items() if wanted else ():
+        for name, found in states.items() if watched else ():
             for block in getattr(model, name).blocks:
                 hooks.enter_context(block.register_forward_hook(lambda *args, found=found: found.append(args[2])))
-        yield states
+        return pick(model.states(batch.source, T5.shift_right(batch.labels), batch.source_mask)), states
 
 def cut_head(model, vocab_size):
     """The head's rows for the words; on a GPU all of them, as its products with 32,128 rows take half the time of those with 32,100."""
@@ -385,8 +384,7 @@ class LiveTeacher:
 
     @torch.inference_mode()
     def __call__(self, batch, pick):
-        with block_states(self.model, self.watched) as self.states:
-            hidden = pick(self.model.states(batch.source, T5.shift_right(batch.labels), batch.source_mask))
+        hidden, self.states = states_of(self.model, batch, pick, self.watched)
         return torch.no_grad()(lambda rows: product(hidden[rows], self.head)[:, : self.vocab_size])  # (N, d) is kept, (N, V) never made
 
 class CachedTeacher:
@@ -521,12 +519,12 @@ class Trainer:
         """Gradients of one micro-batch; what it tells (self.tells) is added to self.told. is_label, share (B, T): of each token, whether it belongs
         to the label and how much it counts in the mean of its part, padding 0. now: this update's four weights, how many parts there are, tokens
         of its sources."""
-        c, valid, target = self.config, batch.labels != -100, T5.shift_right(batch.labels)
+        c, valid = self.config, batch.labels != -100
         pick, (label_weight, rationale_weight, kd_weight, hidden_weight, parts, sources) = functools.partial(self.pick, mask=valid), now
         y, is_label, share = pick(batch.labels), pick(is_label), pick(share)  # (N,)
         weight = share * torch.where(is_label, label_weight, rationale_weight)
-        with self.autocast, block_states(self.student, c.uses("hidden_weight")) as states:
-            hidden = pick(self.student.states(batch.source, target, batch.source_mask))  # (N, d)
+        with self.autocast:
+            hidden, states = states_of(self.student, batch, pick, c.uses("hidden_weight"))
         taught = [teacher(batch, pick) for teacher in self.teachers] if self.asks else []
         trust = self.trust(taught, y, valid) * share / parts  # (teachers, N): added up over all tokens 1
         told = torch.zeros(1 + len(taught), len(y), device=self.device)  # cross-entropy, divergence from each teacher
