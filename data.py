@@ -374,9 +374,8 @@ def download(url, part):
         raise
     done = done if reply.status == 206 else 0  # else the whole file comes, whatever was asked
     total = done + int(reply.headers.get("Content-Length") or 0)
-    with reply, open(part, "ab" if done else "wb") as out, tqdm(desc=url.split("/")[-1], total=total, initial=done, unit="B", unit_scale=True) as bar:
-        while block := reply.read(1 << 16):
-            bar.update(out.write(block))
+    with reply, open(part, "ab" if done else "wb") as file, tqdm.wrapattr(file, "write", total, desc=url.split("/")[-1], initial=done) as out:
+        shutil.copyfileobj(reply, out)
     if part.stat().st_size < total:
         raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
 

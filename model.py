@@ -20,6 +20,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import sys
 import time
 import urllib.error
@@ -739,10 +740,8 @@ def download(url, path, tries=5):
             with opener.open(urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {}), timeout=30) as reply:
                 done = done if reply.status == 206 else 0  # the whole file may come, whatever was asked
                 total = done + int(reply.headers.get("Content-Length") or 0)
-                bar = tqdm(total=total or None, initial=done, desc=path.name, unit="B", unit_scale=True, unit_divisor=1024)
-                with open(part, "ab" if done else "wb") as f, bar:
-                    while block := reply.read(1 << 20):
-                        bar.update(f.write(block))
+                with open(part, "ab" if done else "wb") as f, tqdm.wrapattr(f, "write", total or None, initial=done, desc=path.name) as out:
+                    shutil.copyfileobj(reply, out, 1 << 20)
                 if total and part.stat().st_size != total:
                     raise ConnectionError(f"cut after {part.stat().st_size} of {total} bytes")
                 said.update({k.lower(): v for k, v in reply.headers.items()})
