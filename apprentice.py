@@ -233,8 +233,8 @@ class Search:
         self.begin()
         for t in range(T):
             self.advance(t < min_new_tokens)
-            if t + 1 == T or t >= min_new_tokens and (t + 1) % self.patience == 0:  # before that many tokens nothing ends
-                going = self.going.nonzero()[:, 0] if t + 1 < T else []
+            if min_new_tokens <= t < T - 1 and (t + 1) % self.patience == 0:  # before that many tokens nothing ends
+                going = self.going.nonzero()[:, 0]
                 if not len(going):
                     break
                 if self.shrinks and len(going) <= SPARSE * len(self.rows):
