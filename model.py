@@ -612,14 +612,11 @@ def read_tensors(folder):
 
 def read_index(path):
     """The index of a sharded checkpoint -> the shards' file names"""
-    try:
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        wrong = [shard for shard in shards if Path(shard).name != shard]
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
-        raise CheckpointError(f"{path} is not an index: it needs a weight_map of tensor to file") from None
+    shards = read_json(path).get("weight_map")
+    wrong = [shard for shard in shards.values() if Path(str(shard)).name != shard] if isinstance(shards, dict) else [shards]
     if wrong:
-        raise CheckpointError(f"{path}: shard {wrong[0]!r} is not a plain file name")
-    return shards
+        raise CheckpointError(f"{path} is not an index: it needs a weight_map of tensor to plain file name, not {wrong[0]!r:.40}")
+    return sorted({*shards.values()})
 
 def read_bin(path):
     """A PyTorch file, read without running any code that it may hold."""

@@ -295,6 +295,25 @@ def test_damage_is_named(tmp_path, change, says):
         T5.from_pretrained(damaged(tmp_path, change))
 
 
+def test_shards_are_read_by_their_index_or_its_fault_is_told(tmp_path):
+    net = small()
+    net.save_pretrained(tmp_path)
+    whole = tmp_path / "model.safetensors"
+    tensors, index = m.read_safetensors(whole), tmp_path / "model.safetensors.index.json"
+    names = {name: f"{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for shard in set(names.values()):
+        m.write_safetensors(tmp_path / shard, {name: tensors[name] for name in names if names[name] == shard})
+    whole.unlink()
+    index.write_text(json.dumps({"weight_map": names}))
+    assert torch.equal(T5.from_pretrained(tmp_path).shared.weight, net.shared.weight)
+    for text, says in (("[1]", "cannot be read"), ("{", "cannot be read"), ("{}", "not an index.*None"), ('{"weight_map": [1]}', r"not an index.*\[1\]"),
+                       ('{"weight_map": {"a": "../b"}}', "plain file name, not '../b'"), ('{"weight_map": {"a": ["b"]}}', "not an index"),
+                       ('{"weight_map": {"a": "b.safetensors"}}', "b.safetensors is missing")):
+        index.write_text(text)
+        with pytest.raises(CheckpointError, match=says):
+            T5.from_pretrained(tmp_path)
+
+
 def test_a_stray_tensor_of_old_files_is_known(tmp_path):
     T5.from_pretrained(damaged(tmp_path, lambda h, b: ({**h, "encoder.embed_tokens.weight": h["shared.weight"]}, b)))
 
