@@ -744,8 +744,7 @@ def sized(size, vocab_size, layers=0, width=0):
     """A T5 of random weights: a size of SIZES, perhaps with other layers in each stack or another d_model, along which heads and d_ff grow."""
     config, wide = SIZES[size], (width or SIZES[size].d_model) / SIZES[size].d_model
     return T5(replace(config, vocab_size=vocab_size, d_model=int(config.d_model * wide), num_heads=max(1, int(config.num_heads * wide)),
-                      d_ff=int(config.d_ff * wide), num_layers=layers or config.num_layers,
-                      num_decoder_layers=layers or config.num_decoder_layers))
+                      d_ff=int(config.d_ff * wide), num_layers=layers or config.num_layers, num_decoder_layers=0))
 
 def cut_student(teacher, layers):
     """A T5 with `layers` of the teacher's in each stack, evenly spaced from the first to the last (3 of 12: 0, 6, 11), and all else as
