@@ -624,8 +624,7 @@ def read_bin(path):
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # the unpickler raises nearly anything on a broken file
         why = (str(e) or type(e).__name__).splitlines()[0][:80]
-        why = "is missing" if isinstance(e, FileNotFoundError) else f"is not a file of plain tensors, or is cut short ({why})"
-        raise CheckpointError(f"{path} {why}") from None
+        raise CheckpointError(f"{path} is not a file of plain tensors, is cut short or is missing ({why})") from None
     if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(t, torch.Tensor) and not t.is_meta for k, t in tensors.items()):
         raise CheckpointError(f"{path} is not a dictionary of tensors")
     return tensors
