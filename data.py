@@ -638,7 +638,7 @@ class BucketSampler:
     Lengths are blurred by 1% at each epoch, or rows would keep the same company."""
     def __init__(self, lengths, batch_size, seed):
         self.lengths, self.batch_size, self.seed = np.asarray(lengths).reshape(len(lengths), -1), batch_size, seed
-        self.epoch = self.position = 0  # position: batches of this epoch that have been handed out
+        self.place = 0, 0  # the epoch, and how many of its batches have been handed out; set it to go on from there
 
     def batches(self, epoch):
         """All batches of one epoch."""
@@ -657,19 +657,11 @@ class BucketSampler:
 
     def __iter__(self):
         while True:
-            batches = self.batches(self.epoch)
-            while self.position < len(batches):
-                self.position += 1  # before it is handed out: a state saved after that step goes on with the next
-                yield batches[self.position - 1]
-            self.epoch, self.position = self.epoch + 1, 0
-
-    def state_dict(self):
-        """The place in the data."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state):
-        """Go on from a place that state_dict gave."""
-        self.epoch, self.position = state["epoch"], state["position"]
+            epoch, done = self.place
+            for k, batch in enumerate(self.batches(epoch)[done:], done + 1):
+                self.place = epoch, k  # before it is handed out: a place saved after that step goes on with the next
+                yield batch
+            self.place = epoch + 1, 0
 
 # --- python data.py NAME: what a data set holds, and what gives its labels away -----------------------------------------
 FRAMES = {  # of e-SNLI's uninformative explanations (Camburu et al. 2018, appendix A), without the sentences put in them

@@ -738,7 +738,7 @@ def train(config, origin):
         try:
             state = torch.load(state_file, weights_only=True)
             trainer.load_state_dict(state["trainer"])
-            sampler.load_state_dict(state["sampler"])
+            sampler.place = state["place"]
             best = state["best"]
         except Exception as e:  # the unpickler raises nearly anything on a broken file
             why = (str(e) or type(e).__name__).splitlines()[0][:80]
@@ -779,7 +779,7 @@ def train(config, origin):
             state_file.parent.mkdir(exist_ok=True)
             try:
                 with open(f"{state_file}.tmp", "wb") as file:
-                    torch.save({"trainer": trainer.state_dict(), "sampler": sampler.state_dict(), "best": best}, file)
+                    torch.save({"trainer": trainer.state_dict(), "place": sampler.place, "best": best}, file)
                     os.fsync(file.fileno())
             except RuntimeError as e:
                 raise OSError(f"{state_file}.tmp cannot be written; is the disk full? ({e})") from None
