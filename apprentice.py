@@ -826,8 +826,10 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
             raise TypeError("a row's rationale, tokens or faults")
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
-    if missing := [word for word in ("{premise}", "{hypothesis}") if word not in template]:
+    if missing := [word for word in ("{premise}", "{hypothesis}", *["{label}"] * given) if word not in template]:
         raise DataError(f"{prompt}: holds no {missing[0]}; a prompt says with {{premise}}, {{hypothesis}} and {{label}} where these go")
+    if given and apprentice:
+        raise DataError(f"{model} is a run, which can't be told the label: leave --given, or name a --url")
     usable = [e for e in examples.values() if e.label and e.explanations]
     shown = random.Random(seed).sample(usable, min(shots, len(usable)))
     def question(e):

@@ -542,7 +542,7 @@ def encode_examples(tokenizer, format, rows, max_source=512, max_target=256):
             tokens = next(ids)[:-1]
             target += tokens
             flags += [part == "label"] * len(tokens)
-        last = (flags or [format.parts[-1] == "label"])[-1:]  # </s> belongs to the last piece
+        last = (flags[: max_target - 1] or [format.parts[-1] == "label"])[-1:]  # </s> belongs to the last piece that is there
         encoded.append((source[: max_source - 1] + [EOS], target[: max_target - 1] + [EOS], flags[: max_target - 1] + last))
     return encoded
 

@@ -59,18 +59,18 @@ class Config:
     # from whom: a hub name, run folder or config file (trained first) is a T5 teacher, NAME.jsonl a file of anyone's rationales
     teacher: str = ""  # several: A+B, with weights A@2+B
     teacher_mix: str = "fixed"  # of T5 teachers: fixed (their weights) | confidence (how well each foretells the example counts too)
-    teacher_cache: str = ""  # a folder where the teacher's top_k words for each token are kept: it is asked only once
+    teacher_cache: str = ""  # a folder where its top_k words for each token are kept: it is asked only once (reverse KL misses the others most)
     top_k: int = 64
     teacher_writes: str = "none"  # none | rest | all: the (first) T5 labels and explains the rows beyond labelled_rows, or all in people's place
     teacher_beams: int = 1  # of that writing
     teacher_temperature: float = 0.0  # above 0: it draws its words instead, from its logits divided by this
     on_policy: float = 0.0  # share of updates in which the student writes, and the teacher judges every word (GKD)
-    other_labels: float = 1.0  # how much a teacher's words count where its label is not gold; 0 drops them
+    other_labels: float = 1.0  # how much, beside others of an update, a teacher's words count where its label is not gold; 0 drops them
     # what it learns from
     data: str = "toy"  # names or files, as data.py reads them
     labelled_rows: int = 0  # training rows whose labels and reasons may be used; 0: all
     explanations: int = 0  # of a row's explanations that are learnt; 0: all
-    hypothesis_only: float = 0.0  # rows added against shortcuts, as a share: a hypothesis without its premise, which is neutral
+    hypothesis_only: float = 0.0  # rows added against shortcuts, as a share of the labelled: a hypothesis without its premise, called neutral
     word_dropout: float = 0.0  # share of a source's tokens left out, others each time
     format: str = "multitask"  # multitask (predict + explain) | simulate (simulate_input, _reason, _both) | predict | label_then_rationale | …
     max_source: int = 128  # tokens; longer sources are cut
@@ -556,7 +556,8 @@ class Trainer:
             for stack, mask, weight in (("encoder", source_mask, self.pick(source_mask, source_mask) / sources), ("decoder", valid, share)):
                 mine, theirs = states[stack], teacher.states[stack]
                 for m, state in enumerate(mine, 1):
-                    sides = projection(self.pick(state, mask).float()), self.pick(theirs[round(m * len(theirs) / len(mine)) - 1], mask).float()
+                    place = max(round(m * len(theirs) / len(mine)), 1) - 1
+                    sides = projection(self.pick(state, mask).float()), self.pick(theirs[place], mask).float()
                     a, b = (F.rms_norm(x, x.shape[-1:]) for x in sides)
                     total = total + much * ((a - b).square().mean(-1) * weight).sum() / len(mine) / 2
         return total
@@ -578,7 +579,7 @@ class Trainer:
         """The batch with targets that the student draws itself (Agarwal et al. 2024, GKD, arXiv 2306.13649), every token of one part."""
         written = generate(self.student, batch.source, batch.source_mask, max_new_tokens=max(1, self.config.max_target - 1), do_sample=True)
         rows = [([0], [*(i for i in ids if i < self.vocab_size), EOS], [True]) for ids in written]  # FLAN-T5's head has more rows than there are words
-        return Batch(batch.source, batch.source_mask, collate(rows).labels.to(self.device))
+        return replace(batch, labels=collate(rows).labels.to(self.device), label_tokens=None)
 
     def state_dict(self):
         """All that going on needs, in plain tensors and numbers."""
@@ -628,7 +629,8 @@ def vocabulary_for(config, tasks, start):
 
 def lessons(config, teachers):
     """[(examples, or the name of a data set, how much each counts)]: people's rows, a T5 teacher's own words (Kim & Rush 2016, arXiv
-    1606.07947), rationale files. What these say of held-out premises is left out; where their label is not gold they count other_labels."""
+    1606.07947), rationale files. What these say of held-out premises is left out, and what a file without pairs of its own would tell of
+    rows beyond labelled_rows, as its labels are theirs; where a label is not gold a row counts other_labels."""
     found, files = [(config.data, 1.0)] if config.teacher_writes != "all" else [], config.teachers(files=True)
     if config.hypothesis_only:
         rows = read_examples(config.data, "train", config.labelled_rows)
@@ -642,15 +644,18 @@ def lessons(config, teachers):
             drawn = {"temperature": config.teacher_temperature or 1.0, "generator": torch.Generator(config.torch_device).manual_seed(config.seed)}
             Apprentice.load(teachers[0], device=config.torch_device).write_rationales(
                 path, examples, str(teachers[0]), num_beams=config.teacher_beams, do_sample=config.teacher_temperature > 0, **drawn)
-        files.append((path, 1.0))
+        files.append((str(path), 1.0))
     if files:
-        gold = {(e.premise, e.hypothesis): e.label for e in read_examples(config.data, "train", config.labelled_rows)}
-        secret = {e.premise for split in ("validation", "test") for e in read_examples(config.data, split)}
+        train, asked = read_examples(config.data, "train"), set().union(*(FORMATS[task].needs for task in TASKS[config.format]))
+        gold = {(e.premise, e.hypothesis): e.label for e in train[: config.labelled_rows or None] if e.label}
+        unseen = {(e.premise, e.hypothesis) for e in train[config.labelled_rows :] if config.labelled_rows}
+        held_out = [e for split in ("validation", "test") for e in read_examples(config.data, split)]
+        secret = {e.premise.lower() for e in held_out + [e for data in config.tests.split() for e in read_examples(data, "test")]}
     for path, weight in files:
-        rows = [e for e in read_examples(path) if e.label]
-        free = [e for e in rows if e.premise not in secret]
+        rows = [e for e in read_examples(path) if e.label and (e.explanations or "rationale" not in asked)]
+        free = [e for e in rows if e.premise.lower() not in secret and not ("pairs=" in path and (e.premise, e.hypothesis) in unseen)]
         same, other = ([e for e in free if (gold.get((e.premise, e.hypothesis), e.label) == e.label) == agrees] for agrees in (True, False))
-        print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them to held-out premises (left out), "
+        print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them to held-out premises or rows (left out), "
               f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")
         found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]
     if not found:
@@ -718,7 +723,7 @@ def train(config, origin):
         run = read_run(folder)
         was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
         differ = [f"its {k} is {was[k]!r}, not {settings[k]!r}" for k in settings if settings[k] != was[k] and k != "out_dir"]  # folders may move
-        if differ and (folder / "log.jsonl").is_file():
+        if differ and (run.get("finished") or (folder / "log.jsonl").is_file()):
             raise DataError(f"{folder} holds another run: {differ[0]}; choose another --name, or delete the folder")
         if run.get("finished"):
             print(f"{folder} is finished")

@@ -1,7 +1,7 @@
 """Domain adaptation on real sentences: a student of e-SNLI meets SICK (captions of pictures too, but made by rules, and without reasons).
-    python distill.py configs/sick.py --student=out/small --data=SICK_corrected.tsv --tests="esnli SICK_corrected.tsv" """
+    python distill.py configs/sick.py --student=out/small --tests="esnli SICK_corrected.tsv?label=label_current_paper" """
 student = "out/small"
-data = "SICK_corrected.tsv"
+data = "SICK_corrected.tsv?label=label_current_paper"  # of its three columns of labels: as SICK had them, and corrected twice
 format = "predict"  # there are no reasons to learn; the explain task must live on untrained
 train_only = "decoder.*(norm|cross)|last2"  # of a deep student little moves, so that little is forgotten
 lr = 3e-4

@@ -10,6 +10,6 @@ format = "simulate"  # three tasks in equal parts: input and reason are each lef
 explanations = 1
 lr = 1e-3
 max_steps = 600
-eval_every = 200
+eval_every = 600  # the last weights are kept: nothing is chosen by rows that evaluate.py scores on
 max_source = 192
 max_target = 8

@@ -179,6 +179,9 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     model.default = "Reason: because.\nLabel: contradiction"
     rows = apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, given=True, shots=2, concurrency=1)
     assert {(row["label"], row["rationale"]) for row in rows} == {("neutral", "because.")}, "the label that was told stands"
+    (tmp_path / "deaf.txt").write_text("{premise} {hypothesis}")
+    with pytest.raises(DataError, match="deaf.txt: holds no {label}"):
+        apprentice.collect(source, out=tmp_path / "e.jsonl", url=model.url, model="big", prompt=tmp_path / "deaf.txt", given=True)
     shown = model.asked[-1]["messages"]
     assert [turn["role"] for turn in shown] == ["user", "assistant"] * (len(shown) // 2) + ["user"] and len(shown) in (3, 5)
     assert "It is: neutral." in shown[-1]["content"]
@@ -281,6 +284,8 @@ def test_a_run_can_be_the_labeller(tmp_path, capsys):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     answers = apprentice.Apprentice.load(tmp_path / "run").answer([(row["premise"], row["hypothesis"]) for row in rows])
     assert len(rows) == 6 and [row["label"] for row in rows] == [a.label for a in answers] and "6 of 6 rows" in capsys.readouterr().out
+    with pytest.raises(DataError, match="is a run, which can't be told the label"):
+        apprentice.main(["collect", "--given", f"--model={tmp_path / 'run'}", f"--out={tmp_path / 's.jsonl'}"])
     for wrong in ([], ["--model=x", "--url=here:80"], ["--model=x", "--samples=0"], ["--model=x", "--shots=-1"], ["--model=x", "in.jsonl"]):
         with pytest.raises(DataError, match="collect needs --model=NAME"):
             apprentice.main(["collect", "--in=toy", *wrong])

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import distill
 from apprentice import cast, cut_student, generate
-from data import Batch, DataError, Tokenizer, read_examples, train_vocabulary
+from data import LABELS, Batch, DataError, Tokenizer, read_examples, train_vocabulary
 from distill import (
     KINDS,
     Config,
@@ -311,8 +311,10 @@ def test_a_start_that_failed_leaves_no_vocabulary_behind(world, tmp_path):
         train(config, {})
     folder = train(replace(config, vocabulary=str(world / "spiece.model"), teacher=""), {})
     assert (folder / "spiece.model").read_bytes() == (world / "spiece.model").read_bytes()
-    with pytest.raises(DataError, match="holds another run: its vocabulary"):
-        train(config, {})
+    for lost in (0, 1):
+        with pytest.raises(DataError, match="holds another run: its vocabulary"):
+            train(config, {})
+        (folder / "log.jsonl").unlink(missing_ok=True)
 
 
 def test_a_cut_student_has_evenly_spaced_layers_of_its_teacher():
@@ -544,6 +546,11 @@ def test_hidden_states_are_matched_layer_by_layer(width):
         torch.testing.assert_close(x, y, atol=2e-4, rtol=1e-3)
     same = Trainer(copy.deepcopy(teacher), [teacher], config).step([b])
     assert same["hidden"] == pytest.approx(0, abs=1e-9), "a copy has nothing to learn"
+    states = {"encoder": [torch.randn(6, b.source.shape[1], 8) for _ in range(2)], "decoder": [torch.randn(6, b.labels.shape[1], 8) for _ in range(2)]}
+    trainer.teachers[0].states, trainer.projections = states, torch.nn.ModuleList([torch.nn.Identity()])
+    twice = {stack: [theirs[0], theirs[0], theirs[1], theirs[1]] for stack, theirs in states.items()}
+    count = torch.tensor(1.0)
+    assert trainer.hidden_distance(twice, b.source_mask, valid, count, count).item() == pytest.approx(0, abs=1e-9), "a deeper one begins with the first"
 
 
 def test_words_are_dropped_others_each_time_and_hypotheses_stand_alone(world, tmp_path):
@@ -637,6 +644,7 @@ def test_on_policy_the_student_writes_and_only_the_teacher_judges():
     logits = torch.func.functional_call(student, untaught, (own.source, T5.shift_right(own.labels), own.source_mask))
     taught = teacher(own.source, T5.shift_right(own.labels), own.source_mask)
     want = distillation_loss(logits, taught, own.labels != -100).item()
+    assert before(replace(b, weights=torch.ones(len(b.source)) / 2)).weights.tolist() == [0.5] * len(b.source), "rows count as they did"
     assert told["kd"] == pytest.approx(want, rel=1e-4) and told["loss"] == pytest.approx(0.7 * want, rel=1e-4)
 
 
@@ -682,7 +690,31 @@ def test_a_files_rationales_are_kept_dropped_or_weighed_down_and_its_held_out_pr
         assert len(parts[2]) == rows
         weights = parts[3](list(range(rows)))[0].weights.tolist()
         assert sorted(set(weights)) == sorted({1.0, 2.0} | ({2 * share} if share else set())) and weights.count(2.0) == (60 if share < 1 else 80)
-        assert "81 answers, 1 of them to held-out premises (left out), 20 with another label than gold" in capsys.readouterr().out
+        assert "81 answers, 1 of them to held-out premises or rows (left out), 20 with another label than gold" in capsys.readouterr().out
+
+
+def test_what_may_not_be_known_is_not_learnt_from_a_file(world, tmp_path):
+    """Labels beyond labelled_rows, premises of any test rows, and rows without what is asked for; a pair without a label contradicts nobody."""
+    rows, (foreign,) = read_examples("toy:80", "train"), read_examples("toy-harbour", "test", 1)
+
+    def file(name, lines):
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(tmp_path / name)
+
+    def learnt(teacher, **other):
+        found = distill.lessons(settings(world, tmp_path, teacher=teacher, **other), [])
+        return [(e.premise, e.label, weight) for examples, weight in found[1:] for e in examples]
+
+    said = file("said.jsonl", [{"id": e.id, **dict.fromkeys(LABELS, "so it is.")} for e in rows])
+    assert learnt(f"{said}?pairs=toy:80", labelled_rows=20) == [(e.premise, e.label, 1.0) for e in rows[:20]]
+    assert len(learnt(f"{said}?pairs=toy:80")) == 80
+
+    told = [{"premise": e.premise, "hypothesis": e.hypothesis, "label": "neutral", "rationale": why, "split": "train"}
+            for e, why in ((rows[0], "so."), (rows[1], ""), (replace(foreign, premise=foreign.premise.upper()), "so."))]
+    bare = file("bare.jsonl", [{**line, "label": ""} for line in told[:2]])
+    told = file("told.jsonl", told)
+    assert learnt(told, tests="toy toy-harbour", data=bare, other_labels=0.0) == [(rows[0].premise, "neutral", 1.0)]
+    assert len(learnt(told, data=bare, format="predict")) == 3
 
 
 @pytest.mark.skipif("APPRENTICE_REAL" not in os.environ, reason="needs the real data")
