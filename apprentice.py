@@ -649,9 +649,9 @@ class Apprentice:
                         answer.rationale = rationale
         return answers
 
-    def cost(self, pairs):
+    def cost(self, pairs, num_beams=1):
         """What an answer costs -> {"parameters": how many, "ms_an_answer": text, the median of a few pairs answered one by one}"""
-        seconds = [timeit.timeit(functools.partial(self.answer, [pair], num_beams=1), number=1) for pair in pairs]
+        seconds = [timeit.timeit(functools.partial(self.answer, [pair], num_beams), number=1) for pair in pairs]
         parameters = sum(p.numel() for p in self.model.parameters())
         return {"parameters": parameters, "ms_an_answer": f"{1e3 * torch.tensor(seconds).quantile(0.5):.1f}"}
 

@@ -174,10 +174,10 @@ def find(name, work):
 def report(name, folder, config, measured, against=""):
     """All about one model, as bench.json holds it. measured: {"float32", "bfloat16 on cuda", …: what `measure` gives for POINTS}"""
     parts, products = parameters_by_part(config), multiply_adds(config, *POINTS[0])
-    weights = [p.stat().st_size for pattern in ("model*.safetensors", "pytorch_model*.bin") for p in folder.glob(pattern)]
+    weights = [p.stat().st_size for p in [*folder.glob("model*.safetensors")] or folder.glob("pytorch_model*.bin")]  # of both kinds the first is read
     result = {"name": name, "parameters": sum(parts.values()), "parts": parts, "disk_bytes": sum(weights), "memory_bytes": {},
               "multiply_adds": sum(products.values()), "multiply_adds_of": products, "latency_ms": {}, "throughput": [], "peak_bytes": {},
-              "load_seconds": next(iter(measured.values()))["load_seconds"], "accuracy": None, "rougeL": None, "raw": measured}
+              "load_seconds": next(iter(measured.values()))["load_seconds"], "accuracy": None, "rougeL": None, "scored_on": None, "raw": measured}
     for dtype, found in measured.items():
         alone = found["points"][0]
         median, p95 = 1e3 * np.quantile(alone["seconds"], (0.5, 0.95))
@@ -191,7 +191,8 @@ def report(name, folder, config, measured, against=""):
     if (folder / "eval.json").is_file():
         try:
             found = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-            result |= {"accuracy": found["accuracy"], "rougeL": found["reasons"]["rougeL"]["f"] if found["reasons"] else None}
+            result |= {"accuracy": found["accuracy"], "rougeL": found["reasons"]["rougeL"]["f"] if found["reasons"] else None,
+                       "scored_on": f"{Path(found['data']).stem}, {found.get('split')}" if "data" in found else None}
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{folder / 'eval.json'} is not what evaluate.py writes: python evaluate.py {name} makes it anew") from None
     return result
@@ -221,9 +222,10 @@ def print_report(results, against):
         first, most = next(iter(rows.items()))
         beside[name] = {k: v and (v / most[k] if k in rates else most[k] / v) for k, v in row.items()}
         beside[name] |= {shown: None if r[k] is None else f"{100 * r[k]:.1f}" for shown, k in (("accuracy", "accuracy"), ("ROUGE-L", "rougeL"))}
+        beside[name]["of"] = r["scored_on"]
         times[name] = {k: "{1:.2f} ({0:.2f} to {2:.2f})".format(*t[f"times_{against}"]) for k, t in rates.items() if against}
     print_numbers("Bytes, seconds to load, ms an answer alone, and new tokens a second at batch x beams", rows)
-    print_numbers(f"How many times less than {first} (tokens a second: more); accuracy and ROUGE-L in %", beside)
+    print_numbers(f"How many times less than {first} (tokens a second: more); accuracy and ROUGE-L, of float32, in %", beside)
     if against:
         like = {"transformers": "its float32 beside our int8", "ctranslate2": "its float32 beside our bfloat16 where it has none"}[against]
         print_numbers(f"Times as fast as {against} ({like}): median of the rounds, lowest to highest", times)

@@ -479,22 +479,22 @@ class Format:
         """(source, [(part, text), …]): the texts joined by spaces are the target, without what the example lacks; own words are rationale."""
         said = {"label": self.words[LABELS.index(example.label)] if example.label else "", "reason": "".join(example.explanations[explanation:][:1]),
                 "premise": example.premise, "hypothesis": example.hypothesis}
-        source = self.source if isinstance(self.source, str) else self.source[sum(example.id.encode()) % len(self.source)]
+        source = self.source if isinstance(self.source, str) else self.source[sum((example.premise + example.hypothesis).encode()) % len(self.source)]
         return source.format(**said), [(part, text.format(**said)) for part, text, needed in self.target if said[needed]]
 
     def render(self, example, explanation=0):
         """(source text, target text).
-        >>> example = Example("2", "a spaniel naps.", "a dog rests.", "entailment", ("a spaniel is a dog.",))
+        >>> example = Example("2", "a spaniel dozes.", "a dog rests.", "entailment", ("a spaniel is a dog.",))
         >>> for name, format in FORMATS.items():
         ...     print(name, *format.render(example), sep=" | ")
-        predict | predict: premise: a spaniel naps. hypothesis: a dog rests. | entailment
-        explain | explain: premise: a spaniel naps. hypothesis: a dog rests. | a spaniel is a dog.
-        label_then_rationale | judge: premise: a spaniel naps. hypothesis: a dog rests. | entailment explanation: a spaniel is a dog.
-        rationale_then_label | reason: premise: a spaniel naps. hypothesis: a dog rests. | a spaniel is a dog. answer: entailment
-        instruction | Suppose we know this: a spaniel naps. Can we be sure of this: a dog rests. OPTIONS: - yes - it is not possible to tell - no | yes
-        simulate_input | guess: premise: a spaniel naps. hypothesis: a dog rests. | entailment
+        predict | predict: premise: a spaniel dozes. hypothesis: a dog rests. | entailment
+        explain | explain: premise: a spaniel dozes. hypothesis: a dog rests. | a spaniel is a dog.
+        label_then_rationale | judge: premise: a spaniel dozes. hypothesis: a dog rests. | entailment explanation: a spaniel is a dog.
+        rationale_then_label | reason: premise: a spaniel dozes. hypothesis: a dog rests. | a spaniel is a dog. answer: entailment
+        instruction | Suppose we know this: a spaniel dozes. Can we be sure of this: a dog rests. OPTIONS: - yes - it is not possible to tell - no | yes
+        simulate_input | guess: premise: a spaniel dozes. hypothesis: a dog rests. | entailment
         simulate_reason | guess: reason: a spaniel is a dog. | entailment
-        simulate_both | guess: premise: a spaniel naps. hypothesis: a dog rests. reason: a spaniel is a dog. | entailment
+        simulate_both | guess: premise: a spaniel dozes. hypothesis: a dog rests. reason: a spaniel is a dog. | entailment
         """
         source, pieces = self.pieces(example, explanation)
         return source, " ".join(text for _, text in pieces)
@@ -814,7 +814,7 @@ def main(argv):
     sample = explore(words[0], picture, Tokenizer(vocabulary[0]) if vocabulary else None)
     sample = sorted(sample, key=lambda e: -len(e.explanations))[:10_000]  # first those whose annotators can be compared
     picture.with_suffix(".jsonl").write_text("".join(json.dumps(vars(e)) + "\n" for e in sample), encoding="utf-8")
-    sys.stdout.flush()  # what takes metrics and readers that learn stands two floors higher
+    print(f"\nof {len(sample):,} rows, those with most reasons first where there are more:", flush=True)  # readers that learn stand two floors higher
     os.execv(sys.executable, [sys.executable, str(Path(__file__).with_name("evaluate.py")), f"--data={picture.with_suffix('.jsonl')}"])
 
 if __name__ == "__main__":

@@ -735,6 +735,8 @@ def train(config, origin):
     git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     run = {"settings": settings, "origin": origin, "command": " ".join(sys.argv), "git": git, "finished": False,
            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "device": config.torch_device}
+    if config.format == "simulate" and (whose := Path(config.data).parent / "model.safetensors").is_file():
+        run["learnt_from"] = weights_digest(whose.parent)  # evaluate.py asks whether these are still the weights that answer
     replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
     trainer, tokenizer, lengths, batches_of, held_out = prepare(config)
     sampler = BucketSampler(lengths, config.batch_size, config.seed)

@@ -18,7 +18,6 @@ a tiny model. Read next: bench.py (what it costs).
 """
 
 import base64
-import contextlib
 import functools
 import html
 import io
@@ -335,9 +334,10 @@ def finding(function, table, *pictures):
     return {"about": " ".join(function.__doc__.split()), "table": table, "pictures": pictures}
 
 def calibration(scores, gold, held_out_scores, held_out_gold, bins=10):
-    """Does the model know how sure it is? ECE: the gap between the likeliest label's probability and how often it is right, in ten bins of equal width,
-    weighted by their rows; the temperature that divides the scores is fitted on validation rows (Guo et al. 2017, arXiv 1706.04599, equation 3). As sure of
-    every answer as right on average: that has an ECE of 0 too, and can't tell its weak spots."""
+    """Does the model know how sure it is (of a label after its own reason, where it reasons first)? ECE: the gap between the likeliest label's probability
+    and how often it is right, in ten bins of equal width, weighted by their rows; the temperature that divides the scores is fitted on validation rows of other
+    premises (Guo et al. 2017, arXiv 1706.04599, equation 3). As sure of every answer as right on average: that has an ECE of 0 too, and can't tell its weak
+    spots."""
     fitted = min(np.geomspace(0.05, 20, 601).tolist(), key=lambda T: float(F.cross_entropy(held_out_scores / T, held_out_gold)))
     table, lines = {}, {"as sure as right": ((1 / 3, 1), (1 / 3, 1))}
     for name, T in (("as it is", 1.0), ("temperature fitted", fitted)):  # scores (N, 3): log-probabilities; gold (N,): places in LABELS
@@ -354,7 +354,7 @@ def comparison(lines, others, seed=0):
     """This run minus another on the same rows, with paired bootstrap intervals by premise; and p: how likely so uneven a split of the rows where just one is
     right would be if both were equally good (McNemar's exact test: a binomial of 1/2; it takes rows for independent, which those of one premise are not: where
     the two disagree, trust the interval). Clauses in common: of all that the two reasons name, what both name."""
-    table, premises = {}, [line["premise"] for line in lines]
+    table = {}
     for name, their in others.items():
         pairs = list(zip(lines, their, strict=True))
         parted = Counter((a["right"], b["right"]) for a, b in pairs if a["label"] != b["label"])
@@ -365,8 +365,9 @@ def comparison(lines, others, seed=0):
             "p": f"{p:.2g}", "only this right": one, "only the other": two, "differ, both wrong": none, "same answer": 1 - parted.total() / len(lines),
             "clauses in common": float(np.mean([len(a & b) / max(len(a | b), 1) for a, b in named]))}
         for key in ("right", "ROUGE-L"):
-            gain = [a[key] - b[key] for a, b in pairs]
-            row |= {key: float(np.mean(gain)), f"{key}, 95%": bootstrap_interval(gain, premises, seed=seed)}
+            if both := [(a[key] - b[key], a["premise"]) for a, b in pairs if key in a and key in b]:
+                gain, premises = zip(*both, strict=True)
+                row |= {key: float(np.mean(gain)), f"{key}, 95%": bootstrap_interval(gain, premises, seed=seed)}
     return finding(comparison, table)
 
 TEMPLATES = re.compile("|".join(FRAMES.values()), re.I)  # around the sentences' own words, they say nothing
@@ -376,11 +377,20 @@ def clauses(text):
     """What stands between stops and connectives, each clause as the set of its stems."""
     return {frozenset(rouge_tokens(part)) for part in JOINTS.split(text) if part.strip()}
 
-def unheard(lines, training):
-    """The runs of three words in the reasons and references of the lines that no explanation of the training examples holds."""
+def unheard(lines, name, path, settings):
+    """The runs of three words in the reasons and references of the lines that the run heard in no reason of its training: of people's rows in
+    its data, of what its teacher wrote, of rationale files; None where its data is another one, or a file is there no more."""
+    if settings.get("data") != name:
+        return None
     new = {run for line in lines for text in (line["rationale"], *line["references"]) for run in _ngrams(rouge_tokens(text, False), 3)}
-    for text in (text for example in tqdm(training, desc="novelty", unit="row", leave=False) for text in example.explanations):
-        new.difference_update(_ngrams(rouge_tokens(text, False), 3))
+    people = itertools.islice(stream_examples(name, "train"), settings.get("labelled_rows") or None) if settings.get("teacher_writes") != "all" else ()
+    files = [file for file in [path / "teacher.jsonl"] if file.is_file()] + re.findall(r"[^+]+\.jsonl[^+@]*", settings.get("teacher", ""))
+    try:
+        for example in tqdm(itertools.chain(people, *map(stream_examples, files)), desc="novelty", unit="row", leave=False):
+            for text in example.explanations[: settings.get("explanations") or None]:
+                new.difference_update(_ngrams(rouge_tokens(text, False), 3))
+    except DataError:  # a run that was moved may have left its training rows behind
+        return None
     return new
 
 MANNER = ("ROUGE-L", "clauses named", "marked words named", "template", "copy", "new triples", "words", "joints")
@@ -390,7 +400,7 @@ def read_reason(line, new=None):
     reason, texts, marked, runs = line["rationale"], line["references"], set(line["marked"]), _ngrams(rouge_tokens(line["rationale"], False), 3)
     sides = [rouge(reason, line[side], stem=False) for side in ("premise", "hypothesis")]
     mine, *theirs = map(clauses, (reason, *texts))
-    return {"ROUGE-L": rouge(reason, texts)["rougeL"][2] if texts else 0.0, "clauses named": max((len(mine & t) / max(len(t), 1) for t in theirs), default=0.0),
+    return {**({"ROUGE-L": rouge(reason, texts)["rougeL"][2], "clauses named": max(len(mine & t) / max(len(t), 1) for t in theirs)} if texts else {}),
             **({"marked words named": len(marked & set(rouge_tokens(reason))) / len(marked)} if marked else {}),
             "template": float(bool(TEMPLATES.search(reason)) and max(scores["rouge1"][1] for scores in sides) >= 0.8),
             "copy": float(max(scores["rougeL"][0] for scores in sides) >= 0.9),
@@ -421,7 +431,7 @@ def breakdown(lines):
     groups = {f"{what}: {value}": [line for line in lines if line[key] == value] for what, key in (("gold", "gold_label"), ("kind", "kind"))
               for value in sorted({line[key] for line in lines} - {""})}
     measures = {"words of the pair": [len(f"{line['premise']} {line['hypothesis']}".split()) for line in lines],
-                "words of the reason": [line["words"] for line in lines],
+                "words of the reason": [len(line["rationale"].split()) for line in lines],
                 "overlap, %": [100 * rouge(line["premise"], line["hypothesis"])["rouge1"][1] for line in lines]}
     for what, sizes in measures.items():
         sizes = np.array(sizes)
@@ -496,9 +506,11 @@ def consistency(lines, seed=0):
     after the answer (Wiegreffe et al. 2021)."""
     lines = [line for line in lines if line["references"]]
     control, foil = swapped(lines, True, seed), swapped(lines, True, seed + 1)
-    texts = {"its own reason": [line["rationale"] for line in lines], "control: another row's": [other["rationale"] for other in control],
-             "a human's, for gold": [line["references"][0] for line in lines]}
+    texts = {"its own reason": [line["rationale"] for line in lines], "a human's, for gold": [line["references"][0] for line in lines]}
     guesses = cross_fitted(lines, [(i, text, line["gold_label"]) for i, line in enumerate(lines) for text in line["references"]], texts)
+    read = dict(zip((line["id"] for line in lines), guesses["its own reason"], strict=True))  # each by the reader that did not learn from its premise
+    name = "control: another row's"
+    texts[name], guesses[name] = [other["rationale"] for other in control], [read.get(other.get("id")) for other in control]
     for line, guess in zip(lines, guesses["its own reason"], strict=True):
         line.update({"argues_for": guess} if guess != line["label"] else {})
     own, other = ([set(rouge_tokens(f"{line['premise']} {line['hypothesis']}")) for line in rows] for rows in (lines, foil))
@@ -516,11 +528,11 @@ def insertions(lines, answer, seed=0):
     adjectives, adverbs = "old happy strange quiet famous tired clever friendly".split(), "slowly happily suddenly quietly really often".split()
     rng, changed = random.Random(seed), []
     for line in lines:
-        for spot in re.finditer(r"\b(?:(is|are)|an?|the|two|three|some) ", line["hypothesis"]):
+        for spot in re.finditer(r"(?i)\b(?:(is|are)|an?|the|two|three|some) ", line["hypothesis"]):
             word = rng.choice(adverbs if spot[1] else adjectives)
             changed.append((line, word, f"{line['hypothesis'][: spot.end()]}{word} {line['hypothesis'][spot.end() :]}"))
     answers = answer([(line["premise"], hypothesis) for line, _, hypothesis in changed])
-    flips = [word in a.rationale.lower() for (line, word, _), a in zip(changed, answers, strict=True) if a.label != line["label"]]
+    flips = [word in re.findall(r"\w+", a.rationale.lower()) for (line, word, _), a in zip(changed, answers, strict=True) if a.label != line["label"]]
     found = {"tried": len(changed), "answer flips": len(flips) / max(len(changed), 1), "flips whose reason names it": float(np.mean(flips)) if flips else None}
     return finding(insertions, {"inserted words": found})
 
@@ -536,21 +548,22 @@ def forced_reasons(lines, score, seed=0):
     return finding(forced_reasons, {name: {"answer moves": share} for name, share in moves.items()}, {
         "x": "share of the reason kept, %", "y": "share of answers that move", "lines": {"cut reasons": ((100, 75, 50, 25, 0), list(moves.values())[:5])}})
 
-def noise_curves(lines, apprentice, seed=0):
+def noise_curves(lines, apprentice, seed=0, num_beams=1):
     """Do answer and reason give way together? Gaussian noise of growing size, in standard deviations of the embeddings, is added to what the encoder reads
     ("robustness equivalence", Wiegreffe et al. 2021, arXiv 2010.12762). Kept: ROUGE-L to the reason without noise, where the answer stayed and where it moved.
     Costs an answer a row and size. A reason that rests on what the answer rests on falls with it; both may also fall for different causes."""
     scale, generator, table = float(apprentice.model.shared.weight.detach().std()), torch.Generator().manual_seed(seed), {}
-    score = lambda answer, texts: rouge(answer.rationale, texts or "")["rougeL"][2]  # noqa: E731
+    score = lambda answer, texts: rouge(answer.rationale, texts)["rougeL"][2]  # noqa: E731
     sizes, pairs = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), [(line["premise"], line["hypothesis"]) for line in lines]
     for size in sizes:
         noisy = lambda _, args, size=size: (args[0] + size * scale * torch.randn(args[0].shape, generator=generator).to(args[0]), *args[1:])  # noqa: E731
         with apprentice.model.encoder.register_forward_pre_hook(noisy):
-            answers = list(zip(apprentice.answer(pairs), lines, strict=True))
-        rows = [{"answer stays": a.label == line["label"], "right": a.label == line["gold_label"], "ROUGE-L": score(a, line["references"]),
-                 f"kept, answer {'stays' if a.label == line['label'] else 'moves'}": score(a, line["rationale"])} for a, line in answers]
+            answers = list(zip(apprentice.answer(pairs, num_beams), lines, strict=True))
+        rows = [{"answer stays": a.label == line["label"], "right": a.label == line["gold_label"],
+                 f"kept, answer {'stays' if a.label == line['label'] else 'moves'}": score(a, line["rationale"]),
+                 **({"ROUGE-L": score(a, line["references"])} if line["references"] else {})} for a, line in answers]
         table[f"noise {size:g}"] = means(rows, ("answer stays", "right", "ROUGE-L", "kept, answer stays", "kept, answer moves"))
-    curves = {what: (sizes, [row[what] for row in table.values()]) for what in ("answer stays", "right", "ROUGE-L")}
+    curves = {what: (sizes, [row[what] for row in table.values()]) for what in ("answer stays", "right", "ROUGE-L") if what in table["noise 0"]}
     return finding(noise_curves, table, {"x": "noise, in standard deviations of the embeddings", "y": "share", "lines": curves})
 
 def task_batches(apprentice, examples):
@@ -567,10 +580,13 @@ def attributions(apprentice, line, reason):
         embedded = model.shared(batch.source).detach().requires_grad_()  # (1, S, d)
         logits = model.unembed.product(model.decode(T5.shift_right(batch.labels), model.encode(embedded)))
         scores = F.cross_entropy(logits[0], batch.labels[0], reduction="none")  # (T,)
-        first_word = len(apprentice.tokenizer.encode(format.source.split()[0])) - 1  # "explain:", which the other task lacks
+        texts = f"{format.source.split()[0]} premise:", line["premise"], "hypothesis:"
+        lead, premise, middle = (len(apprentice.tokenizer.encode(text)) - 1 for text in texts)
+        place = np.arange(batch.source.shape[1] - 1)  # the last is </s>
+        pair = (place >= lead) & ((place < lead + premise) | (place >= lead + premise + middle))  # the words between are no part of it
         for part in format.parts:
             slope = torch.autograd.grad(scores[batch.label_tokens[0] == (part == "label")].sum(), embedded, retain_graph=True)[0]
-            found[part] = (slope * embedded).sum(-1).abs()[0, first_word:-1].detach().cpu().numpy()
+            found[part] = (slope * embedded).sum(-1).abs()[0, :-1].detach().cpu().numpy()[pair]
     return found
 
 def attribution_overlap(lines, apprentice, seed=0):
@@ -589,7 +605,8 @@ def landscape(examples, apprentice, points, seed=0):
     """How does the loss lie around the weights? Mean cross-entropy of a token of gold labels and human reasons (of up to 64 rows), along two random directions
     from the weights. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4), so
     that a step of 1 undoes as much in every run; norms stand still. Two directions of very many: a slice, and a flat one proves no good generalisation."""
-    steps, generator, batches = np.linspace(-1, 1, max(3, points | 1)), torch.Generator().manual_seed(seed), [b for _, b in task_batches(apprentice, examples)]
+    half, generator, batches = max(1, points // 2), torch.Generator().manual_seed(seed), [b for _, b in task_batches(apprentice, examples)]
+    steps = np.arange(-half, half + 1) / half
     matrices, grid = {name: p for name, p in apprentice.model.named_parameters() if p.dim() == 2}, np.zeros((len(steps), len(steps)))
     direction = lambda p: F.normalize(torch.randn(p.shape, generator=generator)).to(p) * p.norm(dim=1, keepdim=True)  # noqa: E731
     a, b = ({name: direction(p) for name, p in matrices.items()} for _ in "ab")
@@ -691,8 +708,8 @@ def report_page(result, lines):
     groups = {"Right": right, "Wrong": wrong, "No label to be found in the answer": [line for line in wrong if line["label"] not in LABELS],
               "Sure and wrong": sorted((line for line in wrong if "confidence" in line), key=lambda line: -line["confidence"]),
               "Right, with a reason that argues for another label": [line for line in right if line.get("argues_for")],
-              "Right, with the reason least like people's": sorted(right, key=lambda line: line["ROUGE-L"]),
-              "Reasons from a template": [line for line in lines if line["template"]], "Reasons that copy": [line for line in lines if line["copy"]],
+              "Right, with the reason least like people's": sorted((line for line in right if "ROUGE-L" in line), key=lambda line: line["ROUGE-L"]),
+              "Reasons from a template": [line for line in lines if line.get("template")], "Reasons that copy": [line for line in lines if line.get("copy")],
               "Where the runs part": [line for line in lines if line.get("others")]}
     parts = [f"<h1>{html.escape(result['run'])}</h1><p>{html.escape(result['about'])}<p><b>{100 * result['accuracy']:.1f}%</b> right"]
     for title, found in result["findings"].items():
@@ -727,6 +744,8 @@ def judge(path, opt, baselines, simulators):
     apprentice = Apprentice.load(path, device=opt["device"]) if path.is_dir() else None
     predictions, settings = (None, apprentice.run.get("settings", {})) if apprentice else (read_predictions(path), {})
     name, split, seed = opt["data"] or settings.get("data"), opt["split"] or "test", opt["seed"]
+    if settings.get("format") == "simulate":
+        raise DataError(f"{path} is a simulator, which foretells another run's answers: python evaluate.py RUN --simulator={path}")
     if not name:
         raise DataError(f"{path} does not say which data it answers: name some with --data=FILE")
     if predictions and not opt["split"] and {p["id"] for p in predictions} - {e.id for e in read_examples(name, split="test")}:
@@ -743,24 +762,23 @@ def judge(path, opt, baselines, simulators):
     ids, kept = ({e.id for e in rows} for rows in (everything, examples))
     predictions = [p for p in predictions if p["id"] in kept or p["id"] not in ids]  # without what --limit leaves out
     lines = join(examples, predictions)
-    result = {"run": str(path), **opt, "data": name, "split": split, **evaluate(lines, seed, embed), **(apprentice.cost(pairs[:20]) if apprentice else {}),
-              "unlabelled": size - len(lines), "settings": settings}
+    result = {"run": str(path), **opt, "data": name, "split": split, **evaluate(lines, seed, embed), "unlabelled": size - len(lines), "settings": settings,
+              **(apprentice.cost(pairs[:20], opt["num_beams"]) if apprentice else {})}
     baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed, embed)  # the same for every run
     result["about"] = (f"{len(lines):,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, {result['premises']:,} premises"
                        + f", {size - len(lines):,} rows without a gold label left out" * (size > len(lines)))
-    new = None
-    if settings.get("data") == name:
-        with contextlib.suppress(DataError):  # a run that was moved may have left its training rows behind
-            new = unheard(lines, itertools.islice(stream_examples(name, "train"), settings.get("labelled_rows") or None))
+    new = unheard(lines, name, path, settings)
     human = [{**line, "rationale": texts[0], "references": texts[1:]} for line in lines if (texts := line["references"])]
-    lines, human = ([{**line, **read_reason(line, new)} for line in rows] for rows in (lines, human))
+    lines, human = ([{**line, **read_reason(line, new)} for line in rows] if any(line["rationale"] for line in rows) else rows for rows in (lines, human))
     said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {"Where it is right": breakdown(lines)}
     if len({line["premise"] for line in said}) >= 50:
         found["Simulatability"] = simulatability(said, seed, simulators.get(path))
     if len({line["premise"] for line in said if line["references"]}) >= 50:  # what people say teaches its reader
         found["Consistency"] = consistency(said, seed)
     if apprentice and opt["probes"]:
-        sides = [[e for e in rows if e.label] for rows in (examples, read_examples(name, "validation", 1000))]
+        scored = {e.premise for e in examples}
+        others = [e for e in read_examples(name, "validation", 1000) if e.premise not in scored]
+        sides = [[e for e in rows if e.label] for rows in (examples, others)]
         pairs = [[(e.premise, e.hypothesis) for e in side] for side in sides]
         reason_first = apprentice.format == "rationale_then_label"
         scores = [apprentice.score_labels(side, [a.rationale for a in ask(side)] if reason_first else None) for side in pairs]
@@ -772,9 +790,10 @@ def judge(path, opt, baselines, simulators):
             if reason_first:
                 found["Forced reasons"] = forced_reasons(few, apprentice.score_labels, seed)
             else:
-                found |= {"Noise": noise_curves(few, apprentice, seed), "Attribution": attribution_overlap(few, apprentice, seed)}
-    if apprentice and opt["landscape"]:
-        found["Landscape"] = landscape([e for e in examples if e.label][:64], apprentice, opt["landscape"], seed)
+                found |= {"Noise": noise_curves(few, apprentice, seed, opt["num_beams"]), "Attribution": attribution_overlap(few, apprentice, seed)}
+    taught = [e for e in examples if e.label and (e.explanations or not apprentice or not any("rationale" in task.needs for task in apprentice.tasks))]
+    if apprentice and opt["landscape"] and taught:
+        found["Landscape"] = landscape(taught[:64], apprentice, opt["landscape"], seed)
     return {**result, "findings": found}, lines, human
 
 def main(argv):
@@ -797,7 +816,8 @@ def main(argv):
         simulator = Apprentice.load(name, device=opt["device"])
         learnt = Path(simulator.run.get("settings", {}).get("data", "")).resolve()
         simulators |= {path: simulator for path in map(Path, words) if learnt in (path.resolve(), path.resolve() / "predictions.jsonl")}
-        if simulator not in simulators.values() or simulator.format != "simulate":
+        stale = any(simulator.run.get("learnt_from", "") not in ("", weights_digest(Path(path))) for path, mine in simulators.items() if mine is simulator)
+        if simulator not in simulators.values() or simulator.format != "simulate" or stale:
             raise DataError(f"{name} did not learn what {words[0]} answers: python distill.py configs/simulator.py --data={words[0]}/predictions.jsonl does")
     baselines = {}
     done = {path: judge(Path(path), opt, baselines, simulators) for path in words}

@@ -149,7 +149,7 @@ def test_the_command_measures_a_run_beside_its_teacher(tmp_path):
     run = save(tmp_path / "run", **SHAPES[1])
     teacher = save(tmp_path / "teacher", **{**SHAPES[1], "d_model": 96})
     (run / "run.json").write_text("{}")
-    (run / "eval.json").write_text(json.dumps({"accuracy": 0.875, "reasons": {"rougeL": {"f": 0.5}}}))
+    (run / "eval.json").write_text(json.dumps({"accuracy": 0.875, "reasons": {"rougeL": {"f": 0.5}}, "data": "x/toy.jsonl", "split": "test"}))
     (teacher / "eval.json").write_text(json.dumps({"accuracy": 0.9, "reasons": None}))
     command = [sys.executable, "bench.py", run, teacher, "--device=cpu", "--dtype=float32", "--seconds=0.02", f"--out={tmp_path / 'all'}", "--json"]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other are slow where other tests run
@@ -169,12 +169,12 @@ def test_the_command_measures_a_run_beside_its_teacher(tmp_path):
     assert found["throughput"][2]["tokens_per_second"] == pytest.approx(16 * 32 / statistics.median(raw[2]["seconds"]))
     whole = json.loads((tmp_path / "all" / "bench.json").read_text())
     assert json.loads(done.stdout.splitlines()[-1]) == whole
-    assert [(m["accuracy"], m["rougeL"]) for m in whole["models"]] == [(0.875, 0.5), (0.9, None)]
+    assert [(m["accuracy"], m["rougeL"], m["scored_on"]) for m in whole["models"]] == [(0.875, 0.5, "toy, test"), (0.9, None, None)]
     assert (tmp_path / "all" / "cost.png").read_bytes().startswith(b"\x89PNG")
     beside = done.stdout.split("How many times less")[1].splitlines()
     row = next(line.split() for line in beside if line.startswith(f"{run} float32"))
     assert float(row[2]) == pytest.approx(whole["models"][1]["parameters"] / whole["models"][0]["parameters"], rel=0.01)
-    assert row[-2:] == ["87.5", "50.0"]
+    assert row[-4:] == ["87.5", "50.0", "toy,", "test"]
 
 
 def test_the_peer_is_told_round_by_round():

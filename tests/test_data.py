@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -676,9 +677,10 @@ def test_formats_write_what_they_say():
     assert FORMATS["label_then_rationale"].render(EXAMPLE) == (f"judge: {pair}", "entailment explanation: A spaniel is a dog.")
     assert FORMATS["rationale_then_label"].render(EXAMPLE) == (f"reason: {pair}", "A spaniel is a dog. answer: entailment")
     assert FORMATS["simulate_both"].render(EXAMPLE, 1) == (f"guess: {pair} reason: Napping is resting.", "entailment")
-    sources = {FORMATS["instruction"].render(Example(str(i), "P.", "H.", "neutral"))[0] for i in range(100)}
-    assert len(sources) == len(data.WORDINGS) and all("P." in text and "H." in text and "OPTIONS: - yes" in text for text in sources)
-    assert FORMATS["instruction"].render(EXAMPLE) == FORMATS["instruction"].render(EXAMPLE)
+    sources = [FORMATS["instruction"].render(Example("x", f"P{i}.", "H.", "neutral"))[0] for i in range(10, 50)]
+    assert all(f"P{i}." in text and "H." in text and "OPTIONS: - yes" in text for i, text in enumerate(sources, 10))
+    assert set(Counter(re.sub(r"P\d+", "P", text) for text in sources).values()) <= set(range(5, 16)), "each wording is used"
+    assert FORMATS["instruction"].render(EXAMPLE) == FORMATS["instruction"].render(replace(EXAMPLE, id="other")), "a pair keeps its wording"
     assert {format.name: format.parts for format in FORMATS.values()} == {
         "predict": ("label",), "explain": ("rationale",), "label_then_rationale": ("label", "rationale"),
         "rationale_then_label": ("rationale", "label"), "instruction": ("label",), **dict.fromkeys(SIMULATE, ("label",))}

@@ -311,7 +311,7 @@ def test_a_start_that_failed_leaves_no_vocabulary_behind(world, tmp_path):
         train(config, {})
     folder = train(replace(config, vocabulary=str(world / "spiece.model"), teacher=""), {})
     assert (folder / "spiece.model").read_bytes() == (world / "spiece.model").read_bytes()
-    for lost in (0, 1):
+    for _ in range(2):
         with pytest.raises(DataError, match="holds another run: its vocabulary"):
             train(config, {})
         (folder / "log.jsonl").unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 With APPRENTICE_REAL=DIR (a folder with peers/rouge_cases.json and data/esnli/) the real development split is scored too.
 """
+import contextlib
 import csv
 import json
 import os
@@ -22,7 +23,7 @@ from golden.model_make import SHAPE, weights_of
 import evaluate as ev
 from apprentice import Answer, Apprentice
 from data import FORMATS, LABELS, DataError, Example, Tokenizer, read_examples, split_of, toy_examples, train_vocabulary
-from model import SIZES, T5, T5Config, hugging_face_names, load_weights
+from model import SIZES, T5, T5Config, hugging_face_names, load_weights, weights_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).with_name("golden")
@@ -362,11 +363,25 @@ def test_what_is_seen_of_a_reason():
     assert table["one"]["most used joints"] == ", because . and"
 
 
-def test_what_training_never_said():
+def test_what_training_never_said(tmp_path):
     line = {"premise": "p", "hypothesis": "h", "references": ["a b c d e"], "rationale": "The dog, a pet, sleeps."}     # the dog a · dog a pet · a pet sleeps
-    training = [Example("t", "p", "h", E, ("The dog: A PET!", "a b c")), Example("u", "p", "h", E)]
-    new = ev.unheard([line], training)
-    assert new == {("a", "pet", "sleeps"), ("b", "c", "d"), ("c", "d", "e")}
+
+    def file(name, *rows):
+        lines = [{"premise": "p", "hypothesis": "h", "label": E, "explanations": texts, "split": "train"} for texts in rows]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in lines))
+        return str(tmp_path / name)
+
+    def unheard(**settings):
+        return ev.unheard([line], settings["data"], tmp_path, settings)
+
+    people = file("people.jsonl", ["The dog: A PET!", "a b c"], [])
+    new = unheard(data=people)
+    assert new == {("a", "pet", "sleeps"), ("b", "c", "d"), ("c", "d", "e")} and ev.unheard([line], "toy", tmp_path, {"data": people}) is None
+    assert unheard(data=people, explanations=1) == new | {("a", "b", "c")}
+    said = file("said.jsonl", ["b c d"])
+    file("teacher.jsonl", ["c d e"])
+    assert unheard(data=people, teacher=f"x@2+{said}@0.5") == {("a", "pet", "sleeps")}
+    assert len(unheard(data=people, teacher_writes="all")) == 5 and unheard(data=people, teacher="gone.jsonl") is None
     assert ev.read_reason({**line, "marked": []}, new)["new triples"] == pytest.approx(1 / 3)
     assert "new triples" not in ev.read_reason({**line, "marked": []})
     assert "new triples" not in ev.read_reason({**line, "rationale": "so", "marked": []}, new)
@@ -494,7 +509,8 @@ def test_the_suite_tells_a_faithful_model_from_one_that_is_not():
     assert nearer[True] > 0.9 and 0.4 < nearer[False] < 0.6
     turned = next(line for line in lines if line["label"] == C)
     turned["rationale"] = next(line for line in lines if line["label"] == E)["rationale"]
-    ev.consistency(lines)
+    table = ev.consistency(lines)["table"]
+    assert abs(table["control: another row's"]["read as the answer"] - table["its own reason"]["read as the answer"]) < 0.01, "one reader reads a reason"
     assert turned["argues_for"] == E and sum("argues_for" in line for line in lines) < 20
     assert moves[True]["another row's, other answer"] == 1 and moves[True]["another row's, same answer"] == 0 and moves[True]["first 0%"] > 0.5
     assert set(moves[False].values()) == {0}
@@ -510,6 +526,10 @@ def test_inserted_words():
 
     row = ev.insertions(lines, answer)["table"]["inserted words"]
     assert row == {"tried": 6, "answer flips": 0.5, "flips whose reason names it": pytest.approx(1 / 3)}
+    told = [Answer(C, "no colour is told, happily", "")] * 3
+    for seed in range(20):  # "old" is no word of that
+        row = ev.insertions([{**lines[0], "hypothesis": "A dog naps"}], lambda pairs: told[: len(pairs)], seed)["table"]["inserted words"]
+        assert row == {"tried": 1, "answer flips": 1, "flips whose reason names it": 0}
     assert all(len(hypothesis.split()) == 7 and {"a", "dog", "is", "near", "the", "bench"} < set(hypothesis.split()) for _, hypothesis in asked)
     assert re.fullmatch(r"a \w+ dog is near the bench", asked[0][1]) and re.fullmatch(r"a dog is \w+ near the bench", asked[1][1])
 
@@ -535,6 +555,9 @@ def test_noise_grows_from_nothing_and_leaves_no_trace(explainer):
     assert table[-1]["kept, answer stays"] < 0.7               # noise of four times the embeddings' size drowns them
     assert apprentice.answer(pairs) == before and not apprentice.model.encoder._forward_pre_hooks
     assert ev.noise_curves(lines, apprentice, seed=1) == found
+    bare = [{**line, "references": ()} for line in lines]
+    assert all("ROUGE-L" not in row and row.keys() == found["table"][name].keys() - {"ROUGE-L"} for name, row in
+               ev.noise_curves(bare, apprentice, seed=1)["table"].items())
 
 
 @pytest.mark.parametrize("format", ["multitask", "label_then_rationale"])
@@ -544,7 +567,9 @@ def test_attributions_are_what_a_token_made_larger_does(explainer, format):
     reason = "a dog is a pet."
     found = ev.attributions(Apprentice(model, tokenizer, format), lines[0], reason)
     pair = f"premise: {lines[0]['premise']} hypothesis: {lines[0]['hypothesis']}"
-    first, count = {"multitask": ("predict: ", "explain: "), "label_then_rationale": ("judge: ", "judge: ")}[format], len(tokenizer.encode(pair)) - 1
+    first = {"multitask": ("predict: ", "explain: "), "label_then_rationale": ("judge: ", "judge: ")}[format]
+    counts = [len(tokenizer.encode(text)) - 1 for text in ("premise:", lines[0]["premise"], "hypothesis:", lines[0]["hypothesis"])]
+    own = [*range(counts[0], sum(counts[:2])), *range(sum(counts[:3]), sum(counts))]  # the tokens of the two sentences
     label, told = tokenizer.encode(E)[:-1], tokenizer.encode(reason)[:-1]
     if format == "multitask":
         targets = {"label": ([], [*label, 1]), "rationale": ([], [*told, 1])}
@@ -563,8 +588,8 @@ def test_attributions_are_what_a_token_made_larger_does(explainer, format):
             return sum(float(logp[t, i]) for t, i in enumerate(ids) if t >= len(before))
 
         skipped, eps = len(tokenizer.encode(lead)) - 1, 1e-2
-        wanted = [abs(score(skipped + i, 1 + eps) - score(skipped + i, 1 - eps)) / (2 * eps) for i in range(count)]
-        assert found[part].shape == (count,) and found[part] == pytest.approx(wanted, abs=0.02 * max(wanted))
+        wanted = [abs(score(skipped + i, 1 + eps) - score(skipped + i, 1 - eps)) / (2 * eps) for i in own]
+        assert found[part].shape == (len(own),) and found[part] == pytest.approx(wanted, abs=0.02 * max(wanted))
 
 
 def test_attribution_overlap_is_spearmans(monkeypatch):
@@ -718,6 +743,26 @@ def test_a_run_that_answers_before_it_explains(tiny, tmp_path, capsys):
     lines = (tmp_path / "answers.jsonl").read_text().strip().split("\n")
     ev.main([str(tmp_path), "--limit=12", "--probes=3"])
     assert (tmp_path / "answers.jsonl").read_text().strip().split("\n") == lines    # nothing was asked again
+
+    # rows without reasons: nothing is said of what can't be compared with any
+    bare = "".join(json.dumps({"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label}) + "\n" for e in toy_examples(12))
+    (tmp_path / "bare.jsonl").write_text(bare)
+    ev.main([str(tmp_path), f"--data={tmp_path / 'bare.jsonl'}", "--split=all", "--probes=3", "--landscape=3"])
+    findings = json.loads((tmp_path / "eval.json").read_text())["findings"]
+    assert "Landscape" not in findings and "ROUGE-L" not in findings["The reasons"]["table"][str(tmp_path)]
+
+    # a simulator is one of the weights that answered what it has learnt
+    simulator = tmp_path / "simulator"
+    simulator.mkdir()
+    for name in ("config.json", "model.safetensors", "spiece.model"):
+        (simulator / name).write_bytes((tmp_path / name).read_bytes())
+    told = {"settings": {"format": "simulate", "data": str(tmp_path / "predictions.jsonl")}, "learnt_from": weights_digest(tmp_path)}
+    for mark, says in (("", None), ("x", "did not learn what .* answers")):
+        (simulator / "run.json").write_text(json.dumps(told | {"learnt_from": told["learnt_from"] + mark}))
+        with pytest.raises(DataError, match=says) if says else contextlib.nullcontext():
+            ev.main([str(tmp_path), "--limit=12", "--probes=0", f"--simulator={simulator}"])
+    with pytest.raises(DataError, match="is a simulator, which foretells"):
+        ev.main([str(simulator)])
 
 
 def test_a_predictions_file_for_all_rows_of_a_file(tmp_path):
