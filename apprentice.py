@@ -811,32 +811,39 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     again counts once). A row is on the disk once it is finished, and is not asked again; one whose request failed is, by the next call.
     Raises DataError."""
     out, failures, everything = Path(out), Counter(), read_examples(source, split, limit)
-    examples = {e.id: e for e in everything}
+    usable = [e for e in everything if e.label or not given]
+    examples = {e.id: e for e in usable}
     out.parent.mkdir(parents=True, exist_ok=True)
     apprentice = None if url else Apprentice.load(model)
     try:
         template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
         done = out.read_bytes().splitlines(True) if out.exists() else []
-        if done and done[-1].startswith(b'{"id"') and not done[-1].endswith(b"\n"):  # it was cut off
+        if done and done[-1].startswith(b'{"id"') and not done[-1].rstrip().endswith(b"}"):  # it was cut off
             done.pop()
         rows = {row["id"]: {"label": None, "rationale": "", "gold": None, "faults": (), "tokens": 0, **row} for row in map(json.loads, done)}
         if done and Path(source).exists() and out.samefile(source):
             raise ValueError("it is what --in names")
         if not all((type(row["rationale"]), type(row["tokens"])) == (str, int) and isinstance(row["faults"], (list, tuple)) for row in rows.values()):
             raise TypeError("a row's rationale, tokens or faults")
+        for row in rows.values():
+            e = examples.get(row["id"])
+            if e and (row.get("premise", e.premise), row.get("hypothesis", e.hypothesis)) != (e.premise, e.hypothesis):
+                raise ValueError(f"its row {e.id} is of another pair")
+            if (row.get("source", model), row.get("given", given)) != (model, given):
+                raise ValueError(f"its row {row['id']} is by {row.get('source')}, {'' if row.get('given') else 'not '}given the label")
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
     if missing := [word for word in ("{premise}", "{hypothesis}", *["{label}"] * given) if word not in template]:
         raise DataError(f"{prompt}: holds no {missing[0]}; a prompt says with {{premise}}, {{hypothesis}} and {{label}} where these go")
     if given and apprentice:
         raise DataError(f"{model} is a run, which can't be told the label: leave --given, or name a --url")
-    usable = [e for e in examples.values() if e.label and e.explanations]
-    shown = random.Random(seed).sample(usable, min(shots, len(usable)))
+    good = [e for e in examples.values() if e.label and e.explanations]
+    shown = random.Random(seed).sample(good, min(shots, len(good)))
     def question(e):
         words = {"premise": e.premise, "hypothesis": e.hypothesis, "label": f"It is: {e.label}." if given else ""}
         return {"role": "user", "content": re.sub("{(premise|hypothesis|label)}", lambda found: words[found[1]], template)}
     def ask(e):  # -> the row of an example, or a text that says why there is none
-        turns = [turn for s in shown if s.premise != e.premise
+        turns = [turn for s in shown if s.premise.lower() != e.premise.lower()
                  for turn in (question(s), {"role": "assistant", "content": f"Reason: {s.explanations[0]}\nLabel: {s.label}"})]
         body = {"model": model, "messages": [*turns, question(e)], "temperature": temperature, "max_tokens": max_new_tokens}
         try:
@@ -850,7 +857,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
         label, count = (Counter(label for label, _, fault in found if not fault).most_common(1) or [(None, 0)])[0]
         reason = next((reason for other, reason, fault in found if other == label and not fault), "")
         return {"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": label, "rationale": reason, "source": model, "gold": e.label,
-                "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies), "faults": [fault for *_, fault in found if fault]}
+                "given": given, "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies),
+                "faults": [fault for *_, fault in found if fault]}
     todo, workers, connections = [e for e in examples.values() if e.id not in rows][::-1], concurrency if url else 1, {}
     pool, waiting, requests, tokens = ThreadPoolExecutor(workers), set(), 0, 0
     with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar:
@@ -878,9 +886,10 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                     raise DataError(f"{url or model}: all of the first {failures.total()} rows failed ({failures.most_common(1)[0][0]})")
         finally:  # an error or Ctrl-C: what waits is not asked, what is under way not waited for
             pool.shutdown(wait=False, cancel_futures=True)
-    rows = list(rows.values())
+    rows = [row for row in rows.values() if row["id"] in examples]
     valid, failures = [row for row in rows if row["label"]], failures + Counter(fault for row in rows for fault in row["faults"])
-    failures["not asked: another row has the same id"] += len(everything) - len(examples)
+    failures["not asked: another row has the same id"] += len(usable) - len(examples)
+    failures["not asked: there is no label to tell"] += len(everything) - len(usable)
     right, words = [row["label"] == row["gold"] for row in valid if row["gold"]], [len(row["rationale"].split()) for row in valid]
     print(f"{out}: {len(rows):,} of {len(examples):,} rows, {len(valid) / max(1, len(rows)):.1%} of them valid; the label is gold's in "
           f"{sum(right) / max(1, len(right)):.1%} of {len(right):,}; {sum(words) / max(1, len(words)):.1f} words a reason, "
@@ -916,15 +925,24 @@ def chat(url, body, timeout, connections):
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ConnectionError("the answer is no chat completion") from None
 
+WHY, WHAT = ("reason", "explanation", "rationale"), ("label", "answer")  # how replies call the two, at the start of a line or after a stop
+FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,*\"'])\s)[^\w\n]*(?:(?:the|my|final) )*({'|'.join(WHY + WHAT)})\b[^\w\n:=-]*[:=-]", re.I | re.M)
+NAMED = re.compile(rf"(\bnot? |n't |\bnon\W)?\W*(?:an? |the )?\b({'|'.join(LABELS)})", re.I)  # "not an entailment" names none
+
 def read_reply(text, finish_reason="stop", given=None):
     """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
-    start, *fields = re.split(r"[^\w.!?]*\b(reason|explanation|rationale|label|answer)\b\W*?[:=]\s*", text, flags=re.IGNORECASE)
-    fields = {name.lower()[0]: value.strip(" \n*\"'{},") for name, value in zip(fields[::2], fields[1::2], strict=True)}
-    named = {given} if given else set(re.findall("|".join(LABELS), (fields.get("l") or fields.get("a") or text).lower()))
-    reason = " ".join((fields.get("r") or fields.get("e") or start).split())
-    faults = {"cut off": finish_reason == "length", "no label": not named, "two labels": len(named) > 1,
-              "empty reason": not reason or reason.lower().strip(".") in LABELS}
-    return named.pop() if len(named) == 1 else None, reason, next((fault for fault, there in faults.items() if there), "")
+    try:
+        start, fields = "", [(str(name), str(value)) for name, value in json.loads(text[text.index("{") : text.rindex("}") + 1]).items()]
+    except (ValueError, AttributeError, RecursionError):
+        start, *pieces = FIELD.split(text)
+        fields = list(zip(pieces[::2], pieces[1::2], strict=True))
+    labels, reasons = ([value for name, value in fields if name.lower() in names] for names in (WHAT, WHY))
+    named = {label.lower() for value in labels or [text] * (not fields and not given) for no, label in NAMED.findall(value) if not no}
+    reason = " ".join((reasons or [start])[0].split()).strip(" *\"'{},`")
+    faults = {"cut off": finish_reason == "length", "another label": bool(given and named - {given}), "no label": not given and not named,
+              "two labels": len(named) > 1, "empty reason": not reason or reason.lower().strip(".") in LABELS}
+    label = given or (named.pop() if len(named) == 1 else None)
+    return label, reason, next((fault for fault, there in faults.items() if there), "")
 
 # --- python apprentice.py ---------------------------------------------------------------------------------------------
 

@@ -67,8 +67,9 @@ def toy_examples(count, seed=0, domain="park", split="train"):
     -> entailment: "a spaniel is a dog, and running is moving, so a dog is moving near kites."
     Domains share grammar, openers and numbers, and no other content word. Rows of "train" have one explanation, others three wordings of it.
     Kinds: one step (action, place, colour, count), the same with a kind ("kind+place") or a denial ("negation+place") before it, and breadth
-    (kind and place, one of them wider in the premise). No shortcut is there: labels are equally many, the premise is drawn without the label,
-    and the hypothesis' words and the number of shared words are the same for each."""
+    (kind and place, one of them wider in the premise). Labels are equally many, the premise is drawn without the label, and the hypothesis'
+    words and the number of shared words are the same for each. One weak shortcut is there: as splits keep pairs of words apart, which two stand
+    together in a hypothesis tells a reader of it alone 38% of the training labels, and misleads it on test (29%; chance is 33%)."""
     chains = {aspect: [(word, *wider) for words, wider in table.items() for word in words.split()]
               for aspect, table in json.loads(WORLDS.read_text())[domain].items()}  # {"kind": [("spaniel", "dog", "pet", "animal"), …], …}
     rng, labels = random.Random(f"{domain} {split} {seed}"), [LABELS[i % 3] for i in range(count)]
@@ -216,8 +217,8 @@ def read_file(path, options="", max_bad=0.01):
     numbers, share, pairs = names.pop("labels", "").upper(), names.pop("max_bad", str(max_bad)), names.pop("pairs", "")
     if sorted(numbers) not in ([], list("CEN")) or names.keys() - NAMES or not re.fullmatch(r"\d*\.?\d+(e-\d+)?", share):
         raise DataError(f"{path}: after ? stand labels=ENC (the letters in any order), max_bad=SHARE, pairs=SOURCE and {', '.join(NAMES)} = a column's name")
-    pairs = {e.id: e for e in read_examples(pairs)} if pairs else None
-    names, max_bad, faults, dashes, mended, rows = tuple(names.items()), float(share), [], [], Counter(), 0
+    pairs = {e.id: (own, e) for own, e in stream_splits(pairs)} if pairs else None
+    names, max_bad, faults, dashes, mended, rows, whole = tuple(names.items()), float(share), [], [], Counter(), 0, False
     log = cache_folder() / "set_aside" / f"{path.name}.txt"
     try:
         with open(path, "rb") as file:
@@ -231,13 +232,14 @@ def read_file(path, options="", max_bad=0.01):
                     break
             else:
                 yield found
+        whole = True
     except (OSError, csv.Error, DataError) as e:
         raise DataError(f"{path}:{rows + 1}: {e}") from None
     finally:  # also where the caller wants no more rows
         if faults or dashes:
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text("\n".join(faults + dashes), encoding="utf-8")
-            if len(faults) <= max_bad * rows:
+            if not whole or len(faults) <= max_bad * rows:
                 tell(f"{path.name}: {len(faults):,} faulty rows and {len(dashes):,} with the label - of {rows:,} are set aside: {log}")
     if len(faults) > max_bad * rows:
         raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} are at fault, over the share {max_bad:g} (FILE?max_bad=SHARE): {log} lists them")
@@ -308,9 +310,10 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     if not isinstance(row, dict) or None in row:
         raise DataError(row[None] if isinstance(row, dict) else f"{row!r:.40} is not an object")
     if pairs is not None:
-        if not (e := pairs.get(str(row.get("id", row.get("pairID"))))):
+        if not (paired := pairs.get(str(row.get("id", row.get("pairID"))))):
             raise DataError("the source named by pairs= holds no row of this id")
-        row |= {"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "rationale": row.get(e.label, "")}
+        own, e = paired
+        row |= {"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "rationale": row.get(e.label, ""), "split": own}
     found = columns(tuple(row), names)
 
     def text(column, value):
@@ -569,8 +572,10 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     cache folder under a hash of all that the rows depend on: 549,367 of them take under a minute the first time, then two seconds."""
     given = isinstance(source, list)
     key = hashlib.sha256(repr((given or str(source), split, tasks, max_source, max_target, limit, explanations)).encode())
-    names = [] if given else [part for name, options, _ in parts_of(source) for part in (name, dict(parse_qsl(options)).get("pairs", "toy"))]
-    for path in (tokenizer.path, __file__, WORLDS, *(path for name in names if not re.fullmatch(TOY, name) for path, _ in files_of(name, split))):
+    parts = [] if given else parts_of(source)
+    whole = [(name, None) for _, options, _ in parts for name, *_ in parts_of(dict(parse_qsl(options)).get("pairs", "toy"))]
+    names = [(name, part) for name, part in [(name, split) for name, *_ in parts] + whole if not re.fullmatch(TOY, name)]
+    for path in (tokenizer.path, __file__, WORLDS, *(path for name, part in names for path, _ in files_of(name, part))):
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 key.update(block)

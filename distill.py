@@ -629,8 +629,8 @@ def vocabulary_for(config, tasks, start):
 
 def lessons(config, teachers):
     """[(examples, or the name of a data set, how much each counts)]: people's rows, a T5 teacher's own words (Kim & Rush 2016, arXiv
-    1606.07947), rationale files. What these say of held-out premises is left out, and what a file without pairs of its own would tell of
-    rows beyond labelled_rows, as its labels are theirs; where a label is not gold a row counts other_labels."""
+    1606.07947), rationale files. What these say of held-out premises is left out, and of rows beyond labelled_rows where a file's labels are
+    the data's own (pairs=, or collected with --given); where a label is not gold a row counts other_labels."""
     found, files = [(config.data, 1.0)] if config.teacher_writes != "all" else [], config.teachers(files=True)
     if config.hypothesis_only:
         rows = read_examples(config.data, "train", config.labelled_rows)
@@ -647,14 +647,14 @@ def lessons(config, teachers):
         files.append((str(path), 1.0))
     if files:
         train, asked = read_examples(config.data, "train"), set().union(*(FORMATS[task].needs for task in TASKS[config.format]))
-        gold = {(e.premise, e.hypothesis): e.label for e in train[: config.labelled_rows or None] if e.label}
-        unseen = {(e.premise, e.hypothesis) for e in train[config.labelled_rows :] if config.labelled_rows}
+        gold = {(e.premise.lower(), e.hypothesis.lower()): e.label for e in train[: config.labelled_rows or None] if e.label}
         held_out = [e for split in ("validation", "test") for e in read_examples(config.data, split)]
         secret = {e.premise.lower() for e in held_out + [e for data in config.tests.split() for e in read_examples(data, "test")]}
     for path, weight in files:
         rows = [e for e in read_examples(path) if e.label and (e.explanations or "rationale" not in asked)]
-        free = [e for e in rows if e.premise.lower() not in secret and not ("pairs=" in path and (e.premise, e.hypothesis) in unseen)]
-        same, other = ([e for e in free if (gold.get((e.premise, e.hypothesis), e.label) == e.label) == agrees] for agrees in (True, False))
+        borrowed = config.labelled_rows and ("pairs=" in path or b'"given": true' in Path(path.partition("?")[0]).expanduser().read_bytes())
+        free = [e for e in rows if e.premise.lower() not in secret and (not borrowed or (e.premise.lower(), e.hypothesis.lower()) in gold)]
+        same, other = ([e for e in free if (gold.get((e.premise.lower(), e.hypothesis.lower()), e.label) == e.label) == agrees] for agrees in (True, False))
         print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them to held-out premises or rows (left out), "
               f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")
         found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]
@@ -820,7 +820,7 @@ def main(argv):
             other = {k: cast(k, v, asdict(Config())) for k, v in other.items()}
             configs.append((replace(config, **other, name=f"{config.name}-{name}", baselines={}), origin | dict.fromkeys(other, f"baseline {name}")))
         configs.append((config, origin))
-    for data in config.tests.split() or [config.data] * (config.format != "simulate"):  # of the last one, whose table it will be
+    for data in config.tests.split() or [config.data] * (not config.format.startswith("simulate")):  # of the last one, whose table it will be
         if not any(e.label for e in stream_examples(data, "test")):
             raise DataError(f"{data} has no test row with a label, and so no table can be made; name other data with --tests=DATA")
     for data in dict.fromkeys(config.data for config, _ in configs):
@@ -831,7 +831,7 @@ def main(argv):
         start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
         before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)]
         folders += [f for f in (*before, train(config, origin)) if f not in folders]
-    if config.format == "simulate":
+    if config.format.startswith("simulate"):
         return print(f"results are in {folders[-1]}; python evaluate.py RUN --simulator={folders[-1]} judges by it whether RUN's reasons help")
     for data in config.tests.split() or [config.data]:
         with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report, of the last data

@@ -744,7 +744,7 @@ def judge(path, opt, baselines, simulators):
     apprentice = Apprentice.load(path, device=opt["device"]) if path.is_dir() else None
     predictions, settings = (None, apprentice.run.get("settings", {})) if apprentice else (read_predictions(path), {})
     name, split, seed = opt["data"] or settings.get("data"), opt["split"] or "test", opt["seed"]
-    if settings.get("format") == "simulate":
+    if settings.get("format", "").startswith("simulate"):
         raise DataError(f"{path} is a simulator, which foretells another run's answers: python evaluate.py RUN --simulator={path}")
     if not name:
         raise DataError(f"{path} does not say which data it answers: name some with --data=FILE")
@@ -816,7 +816,8 @@ def main(argv):
         simulator = Apprentice.load(name, device=opt["device"])
         learnt = Path(simulator.run.get("settings", {}).get("data", "")).resolve()
         simulators |= {path: simulator for path in map(Path, words) if learnt in (path.resolve(), path.resolve() / "predictions.jsonl")}
-        stale = any(simulator.run.get("learnt_from", "") not in ("", weights_digest(Path(path))) for path, mine in simulators.items() if mine is simulator)
+        mark = simulator.run.get("learnt_from")
+        stale = mark and any(mark != weights_digest(path if path.is_dir() else path.parent) for path, mine in simulators.items() if mine is simulator)
         if simulator not in simulators.values() or simulator.format != "simulate" or stale:
             raise DataError(f"{name} did not learn what {words[0]} answers: python distill.py configs/simulator.py --data={words[0]}/predictions.jsonl does")
     baselines = {}

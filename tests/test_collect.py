@@ -41,6 +41,14 @@ GOOD = "Reason: a spaniel is a dog.\nLabel: entailment"
     ("Label: neutral", "stop", ("neutral", "", "empty reason")),
     ("Neutral.", "stop", ("neutral", "Neutral.", "empty reason")),
     (GOOD, "length", ("entailment", "a spaniel is a dog.", "cut off")),
+    ("Label: not entailment\nReason: a.", "stop", (None, "a.", "no label")),
+    ("This isn't a contradiction.", "stop", (None, "This isn't a contradiction.", "no label")),
+    ("Reason: so this is no entailment.\nLabel:", "stop", (None, "so this is no entailment.", "no label")),
+    (f"{GOOD}\n\nPremise: b\nReason: c\nLabel: neutral", "stop", (None, "a spaniel is a dog.", "two labels")),
+    ('```json\n{"confidence": 0.9, "reason": "a \\"pet\\"\\u2019s", "label": "neutral"}\n```', "stop", ("neutral", "a \"pet\"\u2019s", "")),
+    ("Reason: The label: entailment would need more, as the answer = 4.\nLabel - neutral", "stop",
+     ("neutral", "The label: entailment would need more, as the answer = 4.", "")),
+    ("1. The reason: a spaniel is a dog.\n2. Final label: entailment", "stop", ("entailment", "a spaniel is a dog.", "")),
 ])
 def test_replies_are_read_kindly_and_counted_strictly(text, reason, expected):
     assert apprentice.read_reply(text, reason) == expected
@@ -147,6 +155,13 @@ def test_collect_keeps_what_it_did_not_write(model, tmp_path):
     out.write_text('{ "id": "r1", "label": "neutral", "rationale": "by hand"}')  # and without an end of line
     assert [row["rationale"] for row in apprentice.collect(source, out=out, **how)][0] == "by hand"
     assert len(out.read_text().splitlines()) == 3 and len(model.asked) == 2
+    more = pairs(tmp_path / "more.jsonl", 3)
+    more.write_text(more.read_text().replace('"h"', '"other"'))
+    for change, says in ((dict(model="other"), "its row r. is by big, not given the label"), (dict(given=True), "its row r. is by big, not given the label"),
+                         (dict(source=more), "its row r. is of another pair")):
+        with pytest.raises(DataError, match=says):
+            apprentice.collect(**{"source": source, "out": out, **how, **change})
+    assert len(model.asked) == 2
 
 
 @pytest.mark.parametrize("later", ["3600", "9" * 25])
@@ -177,6 +192,9 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     assert (row["label"], row["rationale"], row["agreement"], row["tokens"]) == ("entailment", "b", 0.5, 40)
     assert [body["seed"] for body in model.asked] == [5, 6, 7, 8] and len(model.asked[0]["messages"]) == 1, "a pair is no example of itself"
     model.default = "Reason: because.\nLabel: contradiction"
+    rows = apprentice.collect(source, out=tmp_path / "other.jsonl", url=model.url, model="big", split=None, given=True, limit=2, shots=0)
+    assert [(row["label"], row["faults"]) for row in rows] == [(None, ["another label"])] * 2, "a reason for another label is none for that one"
+    model.default = "Reason: because."
     rows = apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, given=True, shots=2, concurrency=1)
     assert {(row["label"], row["rationale"]) for row in rows} == {("neutral", "because.")}, "the label that was told stands"
     (tmp_path / "deaf.txt").write_text("{premise} {hypothesis}")
@@ -203,7 +221,7 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
             apprentice.collect(source, **{"out": tmp_path / "g.jsonl", "url": model.url, "split": None, **wrong})
     with open(source, "a") as file:
         file.write(source.read_text().splitlines()[0] + "\n")
-    apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None)
+    apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, given=True)
     assert "failures: not asked: another row has the same id 1\n" in capsys.readouterr().out
     model.default = 401
     with pytest.raises(DataError, match="401; check --url, --model and OPENAI_API_KEY"):

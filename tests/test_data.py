@@ -350,6 +350,9 @@ def test_rows_set_aside_are_told_and_listed(tmp_path, capsys):
     assert "2 faulty rows and 1 with the label - of 304 are set aside" in told and str(listed) in told
     assert listed.read_text().splitlines()[0] == f"{path}:303: hypothesis is empty" and len(listed.read_text().splitlines()) == 3
     assert f"{path}:304: {data.NO_LABEL}" in listed.read_text() and f"{path}:305: label is 'maybe'; it may be entailment, " in listed.read_text()
+    data.tell.cache_clear()
+    assert len(read_examples(write(tmp_path / "e.csv", "premise,hypothesis,label\n" + "p,h,maybe\np,h,neutral\n" * 9), limit=5)) == 5
+    assert "e.csv: 5 faulty rows" in capsys.readouterr().err, "who reads no further is told of those before"
     with pytest.raises(DataError, match=r"m.csv:303: hypothesis is empty; 2 of 304 are at fault, over the share 0.005 .FILE.max_bad=SHARE."):
         read_examples(path, max_bad=0.005)
     assert not capsys.readouterr().err, "the error is told once"
@@ -424,6 +427,9 @@ def test_reasons_without_sentences_find_theirs(tmp_path, tokenizer):
     lines = [{"id": str(i), "entailment": f"e{i}", "neutral": f"n{i}", "contradiction": f"c{i}"} for i in (2, 1, 4)]
     path = write(tmp_path / "gpt.jsonl", "\n".join(map(json.dumps, lines)))
     name = f"{path}?pairs={pairs}"
+    split = write(tmp_path / "split.jsonl", "".join(json.dumps({"id": i, "premise": f"p{i}", "hypothesis": "h", "label": "neutral", "split": "test"}) + "\n"
+                                                    for i in (1, 2)))
+    assert [e.premise for e in read_examples(f"{path}?pairs={split}&max_bad=1", "test")] == ["p2", "p1"], "in the splits of the pairs"
     assert read_examples(name) == [Example(i, "A dog naps.", "A dog rests.", label, reasons) for i, label, reasons in
                                    (("2", "neutral", ("n2",)), ("1", "entailment", ("e1",)), ("4", None, ()))]
     rows = len(data.encoded_rows(name, None, tokenizer, ("explain",))["explain"])

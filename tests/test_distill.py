@@ -708,6 +708,9 @@ def test_what_may_not_be_known_is_not_learnt_from_a_file(world, tmp_path):
     said = file("said.jsonl", [{"id": e.id, **dict.fromkeys(LABELS, "so it is.")} for e in rows])
     assert learnt(f"{said}?pairs=toy:80", labelled_rows=20) == [(e.premise, e.label, 1.0) for e in rows[:20]]
     assert len(learnt(f"{said}?pairs=toy:80")) == 80
+    asked = [{"premise": e.premise.upper(), "hypothesis": e.hypothesis, "label": e.label, "rationale": "so."} for e in rows]
+    assert len(learnt(file("free.jsonl", asked), labelled_rows=20)) == 80
+    assert len(learnt(file("given.jsonl", [{**line, "given": True} for line in asked]), labelled_rows=20)) == 20, "its labels are the data's own"
 
     told = [{"premise": e.premise, "hypothesis": e.hypothesis, "label": "neutral", "rationale": why, "split": "train"}
             for e, why in ((rows[0], "so."), (rows[1], ""), (replace(foreign, premise=foreign.premise.upper()), "so."))]
