@@ -331,8 +331,10 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     if label in ("-", "-1"):  # -1: what - became in copies with numbers
         raise DataError(NO_LABEL)
     if label not in ("", *LABELS):
+        others = [name for name in NAMES["label"] if name in row and name != found["label"]]
         raise DataError(f"{found['label']} is {row[found['label']]!r:.60}; it may be {', '.join(LABELS)}, - (left out) or empty (unlabelled); "
-                        "for 0, 1, 2, of which three readings are in use, FILE?labels=ENC says which letter is which number")
+                        "for 0, 1, 2, of which three readings are in use, FILE?labels=ENC says which letter is which number"
+                        + "".join(f"; FILE?label={name} reads that column instead" for name in others))
     premise, hypothesis = (text(found[ours], row[found[ours]]) for ours in ("premise", "hypothesis"))
     if not premise or not hypothesis:
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")

@@ -646,16 +646,17 @@ def lessons(config, teachers):
                 path, examples, str(teachers[0]), num_beams=config.teacher_beams, do_sample=config.teacher_temperature > 0, **drawn)
         files.append((str(path), 1.0))
     if files:
-        train, asked = read_examples(config.data, "train"), set().union(*(FORMATS[task].needs for task in TASKS[config.format]))
-        gold = {(e.premise.lower(), e.hypothesis.lower()): e.label for e in train[: config.labelled_rows or None] if e.label}
+        asked = set().union(*(FORMATS[task].needs for task in TASKS[config.format]))
+        gold = {(e.premise.lower(), e.hypothesis.lower()): e.label for e in read_examples(config.data, "train", config.labelled_rows) if e.label}
         held_out = [e for split in ("validation", "test") for e in read_examples(config.data, split)]
         secret = {e.premise.lower() for e in held_out + [e for data in config.tests.split() for e in read_examples(data, "test")]}
     for path, weight in files:
-        rows = [e for e in read_examples(path) if e.label and (e.explanations or "rationale" not in asked)]
-        borrowed = config.labelled_rows and ("pairs=" in path or b'"given": true' in Path(path.partition("?")[0]).expanduser().read_bytes())
-        free = [e for e in rows if e.premise.lower() not in secret and (not borrowed or (e.premise.lower(), e.hypothesis.lower()) in gold)]
+        rows, own = [e for e in read_examples(path) if e.label], path == str(config.folder / "teacher.jsonl")
+        borrowed = config.labelled_rows and not own and ("pairs=" in path or b'"given": true' in Path(path.partition("?")[0]).expanduser().read_bytes())
+        free = [e for e in rows if e.premise.lower() not in secret and (not borrowed or (e.premise.lower(), e.hypothesis.lower()) in gold)
+                and (e.explanations or "rationale" not in asked)]
         same, other = ([e for e in free if (gold.get((e.premise.lower(), e.hypothesis.lower()), e.label) == e.label) == agrees] for agrees in (True, False))
-        print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them to held-out premises or rows (left out), "
+        print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them without a reason or to held-out premises or rows (left out), "
               f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")
         found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]
     if not found:
@@ -735,8 +736,8 @@ def train(config, origin):
     git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
     run = {"settings": settings, "origin": origin, "command": " ".join(sys.argv), "git": git, "finished": False,
            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "device": config.torch_device}
-    if config.format == "simulate" and (whose := Path(config.data).parent / "model.safetensors").is_file():
-        run["learnt_from"] = weights_digest(whose.parent)  # evaluate.py asks whether these are still the weights that answer
+    if config.format == "simulate" and (whose := Path(config.data).parent / "eval.json").is_file() and (made := read_json(whose).get("weights")):
+        run["learnt_from"] = made  # evaluate.py asks whether these are still the weights that answer
     replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
     trainer, tokenizer, lengths, batches_of, held_out = prepare(config)
     sampler = BucketSampler(lengths, config.batch_size, config.seed)

@@ -336,11 +336,12 @@ def finding(function, table, *pictures):
 def calibration(scores, gold, held_out_scores, held_out_gold, bins=10):
     """Does the model know how sure it is (of a label after its own reason, where it reasons first)? ECE: the gap between the likeliest label's probability
     and how often it is right, in ten bins of equal width, weighted by their rows; the temperature that divides the scores is fitted on validation rows of other
-    premises (Guo et al. 2017, arXiv 1706.04599, equation 3). As sure of every answer as right on average: that has an ECE of 0 too, and can't tell its weak
-    spots."""
-    fitted = min(np.geomspace(0.05, 20, 601).tolist(), key=lambda T: float(F.cross_entropy(held_out_scores / T, held_out_gold)))
-    table, lines = {}, {"as sure as right": ((1 / 3, 1), (1 / 3, 1))}
-    for name, T in (("as it is", 1.0), ("temperature fitted", fitted)):  # scores (N, 3): log-probabilities; gold (N,): places in LABELS
+    premises, if there are any (Guo et al. 2017, arXiv 1706.04599, equation 3). As sure of every answer as right on average: that has an ECE of 0 too, and can't
+    tell its weak spots."""
+    table, lines, temperatures = {}, {"as sure as right": ((1 / 3, 1), (1 / 3, 1))}, {"as it is": 1.0}
+    if len(held_out_gold):
+        temperatures["temperature fitted"] = min(np.geomspace(0.05, 20, 601).tolist(), key=lambda T: float(F.cross_entropy(held_out_scores / T, held_out_gold)))
+    for name, T in temperatures.items():  # scores (N, 3): log-probabilities; gold (N,): places in LABELS
         confidence, choice = (scores / T).softmax(-1).max(-1)
         right, place = (choice == gold).float(), (confidence * bins).long().clamp(max=bins - 1)
         mine = [place == k for k in place.unique()]  # which rows each bin has
@@ -384,7 +385,7 @@ def unheard(lines, name, path, settings):
         return None
     new = {run for line in lines for text in (line["rationale"], *line["references"]) for run in _ngrams(rouge_tokens(text, False), 3)}
     people = itertools.islice(stream_examples(name, "train"), settings.get("labelled_rows") or None) if settings.get("teacher_writes") != "all" else ()
-    files = [file for file in [path / "teacher.jsonl"] if file.is_file()] + re.findall(r"[^+]+\.jsonl[^+@]*", settings.get("teacher", ""))
+    files = [path / "teacher.jsonl"] * (settings.get("teacher_writes", "none") != "none") + re.findall(r"[^+]+\.jsonl[^+@]*", settings.get("teacher", ""))
     try:
         for example in tqdm(itertools.chain(people, *map(stream_examples, files)), desc="novelty", unit="row", leave=False):
             for text in example.explanations[: settings.get("explanations") or None]:
@@ -501,24 +502,22 @@ def swapped(lines, same, seed=0):
 
 def consistency(lines, seed=0):
     """Do answer and reason go together? How often n-grams, taught by human reasons and labels, read the model's answer out of its reason; a line where they
-    read another label names it: a wrong reason, or a reader's mistake. The control, another row's reason for the same answer, does as well where reasons only
-    repeat the label. So: does the reason share more words with its own pair than with another row's of that answer (50%: chance)? It may still be made up
-    after the answer (Wiegreffe et al. 2021)."""
+    read another label names it: a wrong reason, or a reader's mistake. That reader does not see the pair: any row's reason for the answer would do. So: does
+    the reason share more words with its own pair than with another row's of that answer (50%: chance, as for the control, a third row's reason)? It may
+    still be made up after the answer (Wiegreffe et al. 2021)."""
     lines = [line for line in lines if line["references"]]
     control, foil = swapped(lines, True, seed), swapped(lines, True, seed + 1)
     texts = {"its own reason": [line["rationale"] for line in lines], "a human's, for gold": [line["references"][0] for line in lines]}
     guesses = cross_fitted(lines, [(i, text, line["gold_label"]) for i, line in enumerate(lines) for text in line["references"]], texts)
-    read = dict(zip((line["id"] for line in lines), guesses["its own reason"], strict=True))  # each by the reader that did not learn from its premise
-    name = "control: another row's"
-    texts[name], guesses[name] = [other["rationale"] for other in control], [read.get(other.get("id")) for other in control]
+    texts["control: another row's"] = [other["rationale"] for other in control]
     for line, guess in zip(lines, guesses["its own reason"], strict=True):
         line.update({"argues_for": guess} if guess != line["label"] else {})
     own, other = ([set(rouge_tokens(f"{line['premise']} {line['hypothesis']}")) for line in rows] for rows in (lines, foil))
     table = {}
     for name, column in texts.items():
         nearer = [np.sign(len(a & words) - len(b & words)) for a, b, words in zip(own, other, map(set, map(rouge_tokens, column)), strict=True)]
-        right = np.array(guesses[name]) == [line["gold_label" if "gold" in name else "label"] for line in lines]
-        table[name] = {"read as the answer": float(right.mean()), "nearer to its own pair": float(np.mean(nearer)) / 2 + 0.5}
+        right = [guess == line["gold_label" if "gold" in name else "label"] for guess, line in zip(guesses.get(name, ()), lines, strict=False)]
+        table[name] = {"read as the answer": float(np.mean(right)) if right else None, "nearer to its own pair": float(np.mean(nearer)) / 2 + 0.5}
     return finding(consistency, table)
 
 def insertions(lines, answer, seed=0):
@@ -763,7 +762,7 @@ def judge(path, opt, baselines, simulators):
     predictions = [p for p in predictions if p["id"] in kept or p["id"] not in ids]  # without what --limit leaves out
     lines = join(examples, predictions)
     result = {"run": str(path), **opt, "data": name, "split": split, **evaluate(lines, seed, embed), "unlabelled": size - len(lines), "settings": settings,
-              **(apprentice.cost(pairs[:20], opt["num_beams"]) if apprentice else {})}
+              **({**apprentice.cost(pairs[:20], opt["num_beams"]), "weights": weights_digest(path)} if apprentice else {})}
     baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed, embed)  # the same for every run
     result["about"] = (f"{len(lines):,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, {result['premises']:,} premises"
                        + f", {size - len(lines):,} rows without a gold label left out" * (size > len(lines)))
@@ -784,7 +783,7 @@ def judge(path, opt, baselines, simulators):
         scores = [apprentice.score_labels(side, [a.rationale for a in ask(side)] if reason_first else None) for side in pairs]
         gold = [torch.tensor([LABELS.index(e.label) for e in side]) for side in sides]
         lines = [{**line, "confidence": sure} for line, sure in zip(lines, scores[0].exp().amax(1).tolist(), strict=True)]
-        found |= {"Calibration": calibration(scores[0], gold[0], scores[1], gold[1])} if len(gold[1]) else {}  # no rows: no temperature
+        found["Calibration"] = calibration(scores[0], gold[0], scores[1], gold[1])
         if few := random.Random(seed).sample(said, min(len(said), opt["probes"])):
             found["Inserted words"] = insertions(few, ask, seed)
             if reason_first:
@@ -816,9 +815,10 @@ def main(argv):
         simulator = Apprentice.load(name, device=opt["device"])
         learnt = Path(simulator.run.get("settings", {}).get("data", "")).resolve()
         simulators |= {path: simulator for path in map(Path, words) if learnt in (path.resolve(), path.resolve() / "predictions.jsonl")}
-        mark = simulator.run.get("learnt_from")
-        stale = mark and any(mark != weights_digest(path if path.is_dir() else path.parent) for path, mine in simulators.items() if mine is simulator)
-        if simulator not in simulators.values() or simulator.format != "simulate" or stale:
+        for path in (path for path, mine in simulators.items() if mine is simulator and path.is_dir()):
+            if simulator.run.get("learnt_from", made := weights_digest(path)) != made:
+                raise DataError(f"{name} has learnt what other weights of {path} answered: evaluate {path} without it, delete {name}, train it anew")
+        if simulator not in simulators.values() or simulator.format != "simulate":
             raise DataError(f"{name} did not learn what {words[0]} answers: python distill.py configs/simulator.py --data={words[0]}/predictions.jsonl does")
     baselines = {}
     done = {path: judge(Path(path), opt, baselines, simulators) for path in words}

@@ -690,7 +690,7 @@ def test_a_files_rationales_are_kept_dropped_or_weighed_down_and_its_held_out_pr
         assert len(parts[2]) == rows
         weights = parts[3](list(range(rows)))[0].weights.tolist()
         assert sorted(set(weights)) == sorted({1.0, 2.0} | ({2 * share} if share else set())) and weights.count(2.0) == (60 if share < 1 else 80)
-        assert "81 answers, 1 of them to held-out premises or rows (left out), 20 with another label than gold" in capsys.readouterr().out
+        assert "81 answers, 1 of them without a reason or to held-out premises or rows (left out), 20 with another label than gold" in capsys.readouterr().out
 
 
 def test_what_may_not_be_known_is_not_learnt_from_a_file(world, tmp_path):
@@ -718,6 +718,14 @@ def test_what_may_not_be_known_is_not_learnt_from_a_file(world, tmp_path):
     told = file("told.jsonl", told)
     assert learnt(told, tests="toy toy-harbour", data=bare, other_labels=0.0) == [(rows[0].premise, "neutral", 1.0)]
     assert len(learnt(told, data=bare, format="predict")) == 3
+
+
+def test_a_simulator_notes_whose_answers_it_learns(world, tmp_path):
+    (tmp_path / "eval.json").write_text(json.dumps({"weights": "1234"}))
+    rows = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": "neutral", "rationale": "so."} for e in read_examples("toy:80", "train")]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = train(settings(world, tmp_path, data=str(tmp_path / "predictions.jsonl"), format="simulate", max_steps=1, eval_every=1), {})
+    assert json.loads((folder / "run.json").read_text())["learnt_from"] == "1234"
 
 
 @pytest.mark.skipif("APPRENTICE_REAL" not in os.environ, reason="needs the real data")

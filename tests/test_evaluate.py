@@ -303,6 +303,7 @@ def test_calibration_error_by_hand():
     found = ev.calibration(scores, torch.tensor([0, 1, 0, 0]), scores, torch.tensor([0, 1, 0, 0]))
     assert found["table"]["as it is"]["ECE"] == pytest.approx(0.5 * 0.05 + 0.5 * 0.05)
     assert found["pictures"][0]["lines"]["as it is"] == (pytest.approx((0.55, 0.95)), pytest.approx((0.5, 1.0)))
+    assert ev.calibration(scores, torch.tensor([0, 1, 0, 0]), scores[:0], torch.tensor([]))["table"] == {"as it is": found["table"]["as it is"]}
     all_wrong = ev.calibration(scores[2:], torch.tensor([1, 1]), scores, torch.tensor([0, 1, 0, 0]))
     assert all_wrong["table"]["as it is"]["ECE"] == pytest.approx(0.95)
 
@@ -380,8 +381,11 @@ def test_what_training_never_said(tmp_path):
     assert unheard(data=people, explanations=1) == new | {("a", "b", "c")}
     said = file("said.jsonl", ["b c d"])
     file("teacher.jsonl", ["c d e"])
-    assert unheard(data=people, teacher=f"x@2+{said}@0.5") == {("a", "pet", "sleeps")}
+    assert unheard(data=people, teacher=f"x@2+{said}@0.5", teacher_writes="rest") == {("a", "pet", "sleeps")}
+    assert unheard(data=people, teacher=f"x@2+{said}@0.5") == {("a", "pet", "sleeps"), ("c", "d", "e")}
     assert len(unheard(data=people, teacher_writes="all")) == 5 and unheard(data=people, teacher="gone.jsonl") is None
+    more = file("more.jsonl", ["the dog a"], ["dog a pet"])
+    assert unheard(data=more, labelled_rows=1) - unheard(data=more) == {("dog", "a", "pet")}
     assert ev.read_reason({**line, "marked": []}, new)["new triples"] == pytest.approx(1 / 3)
     assert "new triples" not in ev.read_reason({**line, "marked": []})
     assert "new triples" not in ev.read_reason({**line, "rationale": "so", "marked": []}, new)
@@ -510,7 +514,7 @@ def test_the_suite_tells_a_faithful_model_from_one_that_is_not():
     turned = next(line for line in lines if line["label"] == C)
     turned["rationale"] = next(line for line in lines if line["label"] == E)["rationale"]
     table = ev.consistency(lines)["table"]
-    assert abs(table["control: another row's"]["read as the answer"] - table["its own reason"]["read as the answer"]) < 0.01, "one reader reads a reason"
+    assert 0.4 < table["control: another row's"]["nearer to its own pair"] < 0.6 and table["control: another row's"]["read as the answer"] is None
     assert turned["argues_for"] == E and sum("argues_for" in line for line in lines) < 20
     assert moves[True]["another row's, other answer"] == 1 and moves[True]["another row's, same answer"] == 0 and moves[True]["first 0%"] > 0.5
     assert set(moves[False].values()) == {0}
@@ -720,7 +724,7 @@ def test_a_run_gets_its_figures_predictions_picture_and_page(tmp_path, monkeypat
     ev.main([str(tmp_path / "p.jsonl"), "--data=toy", "--limit=60", "--seed=3"])
     again = json.loads((tmp_path / "p.eval.json").read_text(encoding="utf-8"))
     assert result["parameters"] == 8 and float(result["ms_an_answer"]) > 0         # which a file of answers cannot tell
-    same = [key for key in result if key not in ("run", "settings", "findings", "parameters", "ms_an_answer")]
+    same = [key for key in result if key not in ("run", "settings", "findings", "parameters", "ms_an_answer", "weights")]
     assert [again[key] for key in same] == [result[key] for key in same]
     assert (tmp_path / "p.report.html").is_file()
 
@@ -757,7 +761,7 @@ def test_a_run_that_answers_before_it_explains(tiny, tmp_path, capsys):
     for name in ("config.json", "model.safetensors", "spiece.model"):
         (simulator / name).write_bytes((tmp_path / name).read_bytes())
     told = {"settings": {"format": "simulate", "data": str(tmp_path / "predictions.jsonl")}, "learnt_from": weights_digest(tmp_path)}
-    for mark, says in (("", None), ("x", "did not learn what .* answers")):
+    for mark, says in (("", None), ("x", "has learnt what other weights of .* answered: evaluate .* without it, delete .*, train it anew")):
         (simulator / "run.json").write_text(json.dumps(told | {"learnt_from": told["learnt_from"] + mark}))
         with pytest.raises(DataError, match=says) if says else contextlib.nullcontext():
             ev.main([str(tmp_path), "--limit=12", "--probes=0", f"--simulator={simulator}"])
