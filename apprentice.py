@@ -861,7 +861,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 "faults": [fault for *_, fault in found if fault]}
     todo, workers, connections = [e for e in examples.values() if e.id not in rows][::-1], concurrency if url else 1, {}
     pool, waiting, requests, tokens = ThreadPoolExecutor(workers), set(), 0, 0
-    with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows), desc=model, unit="row") as bar:
+    with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows.keys() & examples.keys()), desc=model, unit="row") as bar:
         file.truncate(sum(map(len, done)))
         if done and not done[-1].endswith(b"\n"):
             file.write(b"\n")
@@ -932,7 +932,7 @@ NAMED = re.compile(rf"(\bnot? |n't |\bnon\W)?\W*(?:an? |the )?\b({'|'.join(LABEL
 def read_reply(text, finish_reason="stop", given=None):
     """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
     try:
-        start, fields = "", [(str(name), str(value)) for name, value in json.loads(text[text.index("{") : text.rindex("}") + 1]).items()]
+        start, fields = "", [(name, str(value or "")) for name, value in json.loads(text[text.index("{") : text.rindex("}") + 1]).items()]
     except (ValueError, AttributeError, RecursionError):
         start, *pieces = FIELD.split(text)
         fields = list(zip(pieces[::2], pieces[1::2], strict=True))

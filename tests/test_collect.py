@@ -46,6 +46,7 @@ GOOD = "Reason: a spaniel is a dog.\nLabel: entailment"
     ("Reason: so this is no entailment.\nLabel:", "stop", (None, "so this is no entailment.", "no label")),
     (f"{GOOD}\n\nPremise: b\nReason: c\nLabel: neutral", "stop", (None, "a spaniel is a dog.", "two labels")),
     ('```json\n{"confidence": 0.9, "reason": "a \\"pet\\"\\u2019s", "label": "neutral"}\n```', "stop", ("neutral", "a \"pet\"\u2019s", "")),
+    ('{"reason": null, "label": "neutral"}', "stop", ("neutral", "", "empty reason")),
     ("Reason: The label: entailment would need more, as the answer = 4.\nLabel - neutral", "stop",
      ("neutral", "The label: entailment would need more, as the answer = 4.", "")),
     ("1. The reason: a spaniel is a dog.\n2. Final label: entailment", "stop", ("entailment", "a spaniel is a dog.", "")),
