@@ -817,20 +817,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     apprentice = None if url else Apprentice.load(model)
     try:
         template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
-        done = out.read_bytes().splitlines(True) if out.exists() else []
-        if done and done[-1].startswith(b'{"id"') and not done[-1].rstrip().endswith(b"}"):  # it was cut off
-            done.pop()
-        rows = {row["id"]: {"label": None, "rationale": "", "gold": None, "faults": (), "tokens": 0, **row} for row in map(json.loads, done)}
-        if done and Path(source).exists() and out.samefile(source):
-            raise ValueError("it is what --in names")
-        if not all((type(row["rationale"]), type(row["tokens"])) == (str, int) and isinstance(row["faults"], (list, tuple)) for row in rows.values()):
-            raise TypeError("a row's rationale, tokens or faults")
-        for row in rows.values():
-            e = examples.get(row["id"])
-            if e and (row.get("premise", e.premise), row.get("hypothesis", e.hypothesis)) != (e.premise, e.hypothesis):
-                raise ValueError(f"its row {e.id} is of another pair")
-            if (row.get("source", model), row.get("given", given)) != (model, given):
-                raise ValueError(f"its row {row['id']} is by {row.get('source')}, {'' if row.get('given') else 'not '}given the label")
+        done, rows = rows_so_far(out, source, examples, model, given)
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise DataError(f"{prompt or out}: cannot be gone on with ({e}); --out names a rationale file or none yet, --prompt a text") from None
     if missing := [word for word in ("{premise}", "{hypothesis}", *["{label}"] * given) if word not in template]:
@@ -895,6 +882,24 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
           f"{sum(right) / max(1, len(right)):.1%} of {len(right):,}; {sum(words) / max(1, len(words)):.1f} words a reason, "
           f"{sum(row['tokens'] for row in rows):,} tokens; failures: {', '.join(f'{why} {count:,}' for why, count in (+failures).most_common()) or 'none'}")
     return rows
+
+def rows_so_far(out, source, examples, model, given):
+    """What an earlier call of `collect` wrote -> (its whole lines, {id: row}); raises what says why these can't be gone on with."""
+    done = out.read_bytes().splitlines(True) if out.exists() else []
+    if done and done[-1].startswith(b'{"id"') and not done[-1].rstrip().endswith(b"}"):  # it was cut off
+        done.pop()
+    rows = {row["id"]: {"label": None, "rationale": "", "gold": None, "faults": (), "tokens": 0, **row} for row in map(json.loads, done)}
+    if done and Path(source).exists() and out.samefile(source):
+        raise ValueError("it is what --in names")
+    for name, row in rows.items():
+        if (type(row["rationale"]), type(row["tokens"])) != (str, int) or not isinstance(row["faults"], (list, tuple)):
+            raise TypeError("a row's rationale, tokens or faults")
+        e = examples.get(name)
+        if e and (row.get("premise", e.premise), row.get("hypothesis", e.hypothesis)) != (e.premise, e.hypothesis):
+            raise ValueError(f"its row {name} is of another pair")
+        if (row.get("source", model), row.get("given", given)) != (model, given):
+            raise ValueError(f"its row {name} is by {row.get('source')}, {'' if row.get('given') else 'not '}given the label")
+    return done, rows
 
 def chat(url, body, timeout, connections):
     """POST a chat request -> (text, finish_reason, tokens); OSError or HTTPException where it fails. connections: {thread: the one that it keeps}."""

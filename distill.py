@@ -645,17 +645,21 @@ def lessons(config, teachers):
             Apprentice.load(teachers[0], device=config.torch_device).write_rationales(
                 path, examples, str(teachers[0]), num_beams=config.teacher_beams, do_sample=config.teacher_temperature > 0, **drawn)
         files.append((str(path), 1.0))
+
+    def pair(e):
+        return e.premise.lower(), e.hypothesis.lower()
+
     if files:
-        asked = set().union(*(FORMATS[task].needs for task in TASKS[config.format]))
-        gold = {(e.premise.lower(), e.hypothesis.lower()): e.label for e in read_examples(config.data, "train", config.labelled_rows) if e.label}
+        reasoned = any("rationale" in FORMATS[task].needs for task in TASKS[config.format])
+        gold = {pair(e): e.label for e in read_examples(config.data, "train", config.labelled_rows) if e.label}
         held_out = [e for split in ("validation", "test") for e in read_examples(config.data, split)]
         secret = {e.premise.lower() for e in held_out + [e for data in config.tests.split() for e in read_examples(data, "test")]}
     for path, weight in files:
-        rows, own = [e for e in read_examples(path) if e.label], path == str(config.folder / "teacher.jsonl")
-        borrowed = config.labelled_rows and not own and ("pairs=" in path or b'"given": true' in Path(path.partition("?")[0]).expanduser().read_bytes())
-        free = [e for e in rows if e.premise.lower() not in secret and (not borrowed or (e.premise.lower(), e.hypothesis.lower()) in gold)
-                and (e.explanations or "rationale" not in asked)]
-        same, other = ([e for e in free if (gold.get((e.premise.lower(), e.hypothesis.lower()), e.label) == e.label) == agrees] for agrees in (True, False))
+        rows, borrowed = [e for e in read_examples(path) if e.label], False
+        if config.labelled_rows and path != str(config.folder / "teacher.jsonl"):
+            borrowed = "pairs=" in path or b'"given": true' in Path(path.partition("?")[0]).expanduser().read_bytes()
+        free = [e for e in rows if e.premise.lower() not in secret and (pair(e) in gold or not borrowed) and (e.explanations or not reasoned)]
+        same, other = ([e for e in free if (gold.get(pair(e), e.label) == e.label) == agrees] for agrees in (True, False))
         print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them without a reason or to held-out premises or rows (left out), "
               f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")
         found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]

@@ -790,9 +790,10 @@ def judge(path, opt, baselines, simulators):
                 found["Forced reasons"] = forced_reasons(few, apprentice.score_labels, seed)
             else:
                 found |= {"Noise": noise_curves(few, apprentice, seed, opt["num_beams"]), "Attribution": attribution_overlap(few, apprentice, seed)}
-    taught = [e for e in examples if e.label and (e.explanations or not apprentice or not any("rationale" in task.needs for task in apprentice.tasks))]
-    if apprentice and opt["landscape"] and taught:
-        found["Landscape"] = landscape(taught[:64], apprentice, opt["landscape"], seed)
+    if apprentice and opt["landscape"]:
+        reasoned = any("rationale" in task.needs for task in apprentice.tasks)
+        if taught := [e for e in examples if e.label and (e.explanations or not reasoned)][:64]:
+            found["Landscape"] = landscape(taught, apprentice, opt["landscape"], seed)
     return {**result, "findings": found}, lines, human
 
 def main(argv):
