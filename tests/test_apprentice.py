@@ -1,5 +1,6 @@
 """apprentice.py: decoding against transformers' (golden), against itself without a cache, and the command."""
 import copy
+import functools
 import json
 import math
 import pathlib
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -196,6 +198,49 @@ def refused(x, packed):
     raise RuntimeError("no number")
 
 
+@pytest.mark.parametrize("first, second, then", [((9, 1, 2, 2), (3, 3, 0, 0), "a"), ((9, 4, 0, 0), (3, 5, 1, 1), "b")])
+def test_the_quicker_of_two_ways_is_kept(first, second, then, monkeypatch):
+    clock, done, seconds = [0.0], [], {"a": list(first), "b": list(second)}
+    monkeypatch.setattr("timeit.default_timer", lambda: clock[0])
+
+    def way(name):
+        done.append(name)
+        clock[0] += seconds[name].pop(0)
+        if clock[0] == 9:
+            raise RuntimeError(name)  # is no answer, and counts as a trial
+        return name
+
+    run = apprentice.quicker(functools.partial(way, "a"), functools.partial(way, "b"))
+    with pytest.raises(RuntimeError, match="a"):
+        run()
+    assert [run() for _ in range(5)] == ["b", "a", "b", then, then] and done == ["a", "b", "a", "b", then, then]
+
+
+@pytest.mark.parametrize("K", [1, 3])
+def test_one_thread_tells_the_same_in_8_bits(K, tmp_path, monkeypatch):
+    """To the bit: which of the two is quicker must not be seen in what is written."""
+    torch.manual_seed(0)
+    T5(replace(SIZES["micro"], vocab_size=500)).save_pretrained(tmp_path)
+    net, source, threads, told = T5.from_pretrained(tmp_path, dtype="int8"), torch.randint(2, 500, (3, 50)), torch.get_num_threads(), []
+    product = apprentice.product_in_8_bits
+    torch.set_num_threads(2)
+    try:
+        for way in range(2):
+            states, step = [], Decoder.step
+            with monkeypatch.context() as m:
+                m.setattr("apprentice.quicker", lambda *ways, way=way: ways[way])
+                m.setattr(Decoder, "step", lambda *args, states=states, **how: states.append(step(*args, **how)) or states[-1])
+                m.setattr("model.product_in_8_bits", lambda x, packed, way=way: told.append((way, torch.get_num_threads())) or product(x, packed))
+                states.append(generate(net, source, num_beams=K, min_new_tokens=40, max_new_tokens=40))
+            told.append((way, torch.get_num_threads()))
+            first = states if way == 0 else first
+        assert len(states) == 41 and states.pop() == first.pop() and all(map(torch.equal, states, first))
+    finally:
+        torch.set_num_threads(threads)
+    assert {*told} == {(0, 2), (1, 1), (1, 2)}, "the encoder, the head and all that follows have all threads"
+
+
+
 @pytest.mark.parametrize("guesses", ["as it is", "all wrong", "refused", "some wrong"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_guessing_ahead_changes_no_word(guesses, tied, monkeypatch):
@@ -205,7 +250,7 @@ def test_guessing_ahead_changes_no_word(guesses, tied, monkeypatch):
     largest, rough, told = type(net.unembed).largest, apprentice.product_in_8_bits, []
     monkeypatch.setattr(type(net.unembed), "largest", lambda self, x, banned: told.append(len(x)) or largest(self, x, banned))
     steps, step = [], Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self, tokens: steps.append(self.slots + tokens.shape[1]) or step(self, tokens))
+    monkeypatch.setattr(Decoder, "step", lambda self, tokens, *how: steps.append(self.slots + tokens.shape[1]) or step(self, tokens, *how))
 
     def half_right(x, packed):
         scores, place = rough(x, packed), steps[-1]  # the word that comes now, of `words`
