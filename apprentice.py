@@ -882,7 +882,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 "given": given, "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies),
                 "faults": [fault for *_, fault in found if fault]}
     todo, workers, connections = [e for e in examples.values() if e.id not in rows][::-1], concurrency if url else 1, {}
-    pool, waiting, requests, tokens = ThreadPoolExecutor(workers), set(), 0, 0
+    pool, waiting, requests, tokens, answered = ThreadPoolExecutor(workers), set(), 0, 0, 0
     with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows.keys() & examples.keys()), desc=model, unit="row") as bar:
         file.truncate(sum(map(len, done)))
         if done and not done[-1].endswith(b"\n"):
@@ -904,7 +904,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 os.fsync(file.fileno())
                 bar.set_postfix(failed=failures.total(), refresh=False)
                 bar.update(len(finished))
-                if failures.total() == bar.n - bar.initial >= (2 * workers if rows else min(2 * workers, bar.total)):
+                answered += len(finished)  # bar.n stands still where $TQDM_DISABLE is set
+                if failures.total() == answered >= (2 * workers if rows else min(2 * workers, len(examples))):
                     raise DataError(f"{url or model}: all of the first {failures.total()} rows failed ({failures.most_common(1)[0][0]})")
         finally:  # an error or Ctrl-C: what waits is not asked, what is under way not waited for
             pool.shutdown(wait=False, cancel_futures=True)
@@ -921,8 +922,11 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
 def rows_so_far(out, source, examples, model, given):
     """What an earlier call of `collect` wrote -> (its whole lines, {id: row}); raises what says why these can't be gone on with."""
     done = out.read_bytes().splitlines(True) if out.exists() else []
-    if done and done[-1].startswith(b'{"id"') and not done[-1].rstrip().endswith(b"}"):  # it was cut off
-        done.pop()
+    if done and b'{"id"'.startswith(done[-1][:5]) and not done[-1].endswith(b"\n"):
+        try:
+            json.loads(done[-1])
+        except ValueError:  # it was cut off
+            done.pop()
     rows = {row["id"]: {"label": None, "rationale": "", "gold": None, "faults": (), "tokens": 0, **row} for row in map(json.loads, done)}
     if done and Path(source).exists() and out.samefile(source):
         raise ValueError("it is what --in names")
@@ -965,22 +969,30 @@ def chat(url, body, timeout, connections):
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
         raise ConnectionError("the answer is no chat completion") from None
 
-WHY, WHAT = ("reason", "explanation", "rationale"), ("label", "answer")  # how replies call the two, at the start of a line or after a stop
-FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,*\"'])\s)[^\w\n]*(?:(?:the|my|final) )*({'|'.join(WHY + WHAT)})\b[^\w\n:=-]*[:=-]", re.I | re.M)
-NAMED = re.compile(rf"(\bnot? |n't |\bnon\W)?\W*(?:an? |the )?\b({'|'.join(LABELS)})", re.I)  # "not an entailment" names none
+WHY, WHAT = ("reason", "reasoning", "explanation", "rationale"), ("label", "answer")  # how replies call the two, at the start of a line or after a stop
+FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；]))[^\w\n]*(?:(?:the|my|final) )*({'|'.join(WHY + WHAT)})\b[^\w\n:=-]*[:=：–—-]",
+                   re.I | re.M)
+HEADING = re.compile(rf"^[^\w\n]*[#*][^\w\n]*({'|'.join(WHY + WHAT)})[^\w\n]*$", re.I | re.M)  # "### Reason", "**Label**"
+NAMED = re.compile("|".join(LABELS), re.I)
+DENIED = re.compile(rf"(?:\b(?:not?|neither|nor|cannot|without) |n['’]t |\bnon\W)(?:(?:an?|the|any|be|\w+ly|clear|direct|logical|real|strict) )*[*\"'“]*"
+                    rf"(?:{NAMED.pattern})\w*(?:,? n?or (?:an? )?(?:{NAMED.pattern})\w*)*", re.I)  # "not an entailment or contradiction" names none
 
 def read_reply(text, finish_reason="stop", given=None):
     """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
+    text = HEADING.sub(r"\1:", text.rpartition("</think>")[2])  # what a model thinks aloud is no answer
     try:
-        start, fields = "", [(name, str(value or "")) for name, value in json.loads(text[text.index("{") : text.rindex("}") + 1]).items()]
+        start, fields = "", [(name.strip(" :"), str(value or "")) for name, value in json.loads(text[text.index("{") : text.rindex("}") + 1]).items()]
+        if not any(name.lower() in WHY + WHAT for name, _ in fields):
+            raise ValueError("other braces")
     except (ValueError, AttributeError, RecursionError):
         start, *pieces = FIELD.split(text)
         fields = list(zip(pieces[::2], pieces[1::2], strict=True))
     labels, reasons = ([value for name, value in fields if name.lower() in names] for names in (WHAT, WHY))
-    named = {label.lower() for value in labels or [text] * (not fields and not given) for no, label in NAMED.findall(value) if not no}
-    reason = " ".join((reasons or [start])[0].split()).strip(" *\"'{},`")
+    named = {label.lower() for value in labels or [text] * (not fields and not given) for label in NAMED.findall(DENIED.sub(" ", value))}
+    reason = " ".join((reasons or [start])[0].split()).strip(" *\"'{},;`")
     faults = {"cut off": finish_reason == "length", "another label": bool(given and named - {given}), "no label": not given and not named,
-              "two labels": len(named) > 1, "empty reason": not reason or reason.lower().strip(".") in LABELS}
+              "two labels": len(named) > 1, "empty reason": not reason or reason.lower().strip(".") in LABELS,
+              "broken characters": bool(re.search("[\ufffd\ud800-\udfff]", reason))}  # a rationale file's readers refuse them
     label = given or (named.pop() if len(named) == 1 else None)
     return label, reason, next((fault for fault, there in faults.items() if there), "")
 

@@ -292,10 +292,10 @@ def rows_of(path, names=()):
 
 @lru_cache(64)
 def columns(present, names=()):
-    """{our name: the column's name here} of the fields that are there; premise, hypothesis and label must be."""
-    names = NAMES | {ours: (theirs,) for ours, theirs in names}
+    """{our name: the column's name here} of the fields that are there; premise, hypothesis, label and those in `names` must be."""
+    wanted, names = dict.fromkeys(("premise", "hypothesis", "label", *dict(names))), NAMES | {ours: (theirs,) for ours, theirs in names}
     found = {ours: name for ours, theirs in names.items() for name in reversed(theirs) if name in present}  # predictions have a gold_label too
-    for ours in ("premise", "hypothesis", "label"):
+    for ours in wanted:  # a name that was given is not passed over
         if ours not in found:
             raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {repr(', '.join(present)[:200])[1:-1] or 'none'}"
                             + "; reasons without sentences are read by FILE?pairs=DATA" * ({*LABELS} <= {*present}))
@@ -310,7 +310,8 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     if not isinstance(row, dict) or None in row:
         raise DataError(row[None] if isinstance(row, dict) else f"{row!r:.40} is not an object")
     if pairs is not None:
-        if not (paired := pairs.get(str(row.get("id", row.get("pairID"))))):
+        known = [theirs for ours, theirs in names if ours == "id"] or NAMES["id"]
+        if not (paired := pairs.get(str(next((row[name] for name in known if name in row), None)))):
             raise DataError("the source named by pairs= holds no row of this id")
         own, e = paired
         row |= {"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "rationale": row.get(e.label, ""), "split": own}
@@ -395,7 +396,10 @@ def retry(call, *args):
                 raise
             told = str(getattr(e, "headers", {}).get("Retry-After"))  # seconds or a date
             date = parsedate_tz(told)
-            wait = float(told) if told.isdecimal() else mktime_tz(date) - time.time() if date else pause
+            try:
+                wait = float(told) if told.isdecimal() else mktime_tz(date) - time.time() if date else pause
+            except (ValueError, OverflowError):  # of a year that there is not
+                wait = pause
             if wait > 600:
                 raise ConnectionError(f"the server asks to wait for {wait:,.0f} seconds") from None
             time.sleep(max(0, wait))

@@ -657,7 +657,8 @@ def lessons(config, teachers):
     for path, weight in files:
         rows, borrowed = [e for e in read_examples(path) if e.label], False
         if config.labelled_rows and path != str(config.folder / "teacher.jsonl"):
-            borrowed = "pairs=" in path or b'"given": true' in Path(path.partition("?")[0]).expanduser().read_bytes()
+            file, _, asked = path.partition("?")
+            borrowed = re.search("pairs=|label=gold", asked) or re.search(rb'"given"\s*:\s*true', Path(file).expanduser().read_bytes())
         free = [e for e in rows if e.premise.lower() not in secret and (pair(e) in gold or not borrowed) and (e.explanations or not reasoned)]
         same, other = ([e for e in free if (gold.get(pair(e), e.label) == e.label) == agrees] for agrees in (True, False))
         print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them without a reason or to held-out premises or rows (left out), "

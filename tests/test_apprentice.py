@@ -222,21 +222,23 @@ def test_one_thread_tells_the_same_in_8_bits(K, tmp_path, monkeypatch):
     torch.manual_seed(0)
     T5(replace(SIZES["micro"], vocab_size=500)).save_pretrained(tmp_path)
     net, source, threads, told = T5.from_pretrained(tmp_path, dtype="int8"), torch.randint(2, 500, (3, 50)), torch.get_num_threads(), []
-    product = apprentice.product_in_8_bits
+    product, step = apprentice.product_in_8_bits, Decoder.step
+
+    def write(way):
+        states = []
+        monkeypatch.setattr("apprentice.quicker", lambda *ways: ways[way])
+        monkeypatch.setattr(Decoder, "step", lambda *args, **how: states.append(step(*args, **how)) or states[-1])
+        monkeypatch.setattr("model.product_in_8_bits", lambda x, packed: told.append((way, torch.get_num_threads())) or product(x, packed))
+        words = generate(net, source, num_beams=K, min_new_tokens=40, max_new_tokens=40)
+        told.append((way, torch.get_num_threads()))
+        return words, states
+
     torch.set_num_threads(2)
     try:
-        for way in range(2):
-            states, step = [], Decoder.step
-            with monkeypatch.context() as m:
-                m.setattr("apprentice.quicker", lambda *ways, way=way: ways[way])
-                m.setattr(Decoder, "step", lambda *args, states=states, **how: states.append(step(*args, **how)) or states[-1])
-                m.setattr("model.product_in_8_bits", lambda x, packed, way=way: told.append((way, torch.get_num_threads())) or product(x, packed))
-                states.append(generate(net, source, num_beams=K, min_new_tokens=40, max_new_tokens=40))
-            told.append((way, torch.get_num_threads()))
-            first = states if way == 0 else first
-        assert len(states) == 41 and states.pop() == first.pop() and all(map(torch.equal, states, first))
+        (words, states), (others, other_states) = write(0), write(1)
     finally:
         torch.set_num_threads(threads)
+    assert words == others and len(states) == 40 and all(map(torch.equal, states, other_states))
     assert {*told} == {(0, 2), (1, 1), (1, 2)}, "the encoder, the head and all that follows have all threads"
 
 

@@ -49,6 +49,13 @@ GOOD = "Reason: a spaniel is a dog.\nLabel: entailment"
     ('{"reason": null, "label": "neutral"}', "stop", ("neutral", "", "empty reason")),
     ("Reason: The label: entailment would need more, as the answer = 4.\nLabel - neutral", "stop",
      ("neutral", "The label: entailment would need more, as the answer = 4.", "")),
+    (f"<think>Reason: it may be neutral.\nLabel: neutral</think>\n{GOOD}", "stop", ("entailment", "a spaniel is a dog.", "")),
+    ("### Reason\na spaniel is a dog.\n\n### Label\nEntailment", "stop", ("entailment", "a spaniel is a dog.", "")),
+    ("Reasoning\uff1aa spaniel is a dog.\nLabel\uff1aentailment", "stop", ("entailment", "a spaniel is a dog.", "")),
+    ("Reason \u2014 the set {a}: {} is a dog.\nLabel \u2013 entailment", "stop", ("entailment", "the set {a}: {} is a dog.", "")),
+    ("This isn\u2019t an entailment or a contradiction.", "stop", (None, "This isn\u2019t an entailment or a contradiction.", "no label")),
+    ("There is no direct contradiction.", "stop", (None, "There is no direct contradiction.", "no label")),
+    ("Reason: a \ufffd.\nLabel: neutral", "stop", ("neutral", "a \ufffd.", "broken characters")),
     ("1. The reason: a spaniel is a dog.\n2. Final label: entailment", "stop", ("entailment", "a spaniel is a dog.", "")),
 ])
 def test_replies_are_read_kindly_and_counted_strictly(text, reason, expected):

@@ -712,12 +712,23 @@ def test_what_may_not_be_known_is_not_learnt_from_a_file(world, tmp_path):
     assert len(learnt(file("free.jsonl", asked), labelled_rows=20)) == 80
     assert len(learnt(file("given.jsonl", [{**line, "given": True} for line in asked]), labelled_rows=20)) == 20, "its labels are the data's own"
 
+    compact = json.dumps([{**line, "given": True} for line in asked], separators=(",", ":"))[1:-1].replace("},{", "}\n{")
+    (tmp_path / "compact.jsonl").write_text(compact)
+    assert len(learnt(str(tmp_path / "compact.jsonl"), labelled_rows=20)) == 20, "as other writers space their JSON"
+    verdicts = [{**line, "label": "neutral", "gold": line["label"]} for line in asked]
+    assert len(learnt(file("verdicts.jsonl", verdicts) + "?label=gold", labelled_rows=20)) == 20
+    turned = file("turned.jsonl", [{**line, "label": LABELS[LABELS.index(line["label"]) - 1]} for line in asked])
+    assert len(learnt(turned, labelled_rows=20, other_labels=0.0)) == 60, "who may not know a label finds no other one wrong"
+
     told = [{"premise": e.premise, "hypothesis": e.hypothesis, "label": "neutral", "rationale": why, "split": "train"}
             for e, why in ((rows[0], "so."), (rows[1], ""), (replace(foreign, premise=foreign.premise.upper()), "so."))]
     bare = file("bare.jsonl", [{**line, "label": ""} for line in told[:2]])
     told = file("told.jsonl", told)
     assert learnt(told, tests="toy toy-harbour", data=bare, other_labels=0.0) == [(rows[0].premise, "neutral", 1.0)]
     assert len(learnt(told, data=bare, format="predict")) == 3
+    loud = [{**line, "premise": e.premise.upper(), "split": split} for line, e, split in zip(asked, rows, ["train"] * 4 + ["validation", "test"], strict=False)]
+    quiet = file("quiet.jsonl", [{**line, "premise": e.premise} for line, e in zip(asked[:6], rows, strict=False)])
+    assert len(learnt(quiet, data=file("loud.jsonl", loud))) == 4, "whatever case the data's held-out premises are in"
 
 
 def test_a_simulator_notes_whose_answers_it_learns(world, tmp_path):
