@@ -32,7 +32,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from threading import get_ident
+from threading import RLock, get_ident
 
 import torch
 import torch.nn as nn
@@ -199,16 +199,19 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
         model.eval()
     try:
         with torch.autocast(source.device.type, enabled=False):
-            hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (model.shared, *model.encoder.modules()))  # a replay would not run them
-            if source.is_cuda and not hooked:
-                search = static_search(model, *source.shape, *how)
-                search.decoder.load(source, source_mask)
+            hooked = any(m._forward_hooks or m._forward_pre_hooks for m in
+                         (model.shared, model.decoder.norm, model.decoder.position_bias, *model.encoder.modules()))  # a replay would not run them
+            if source.is_cuda and model.shared.weight.is_cuda and not hooked:
+                with AT_ONCE:
+                    search = static_search(model, *source.shape, *how)
+                    search.decoder.load(source, source_mask)
+                    written = search.write(min_new_tokens, num_return_sequences)
             else:
                 decoder = Decoder(model, source, source_mask, *how[1:3])
                 if num_beams == len(source) == 1 and not drawn and model.unembed.rough_pays:
                     return [speculate(decoder, min_new_tokens)]
                 search = how[0](decoder, len(source), *how[1:])
-            written = search.write(min_new_tokens, num_return_sequences)
+                written = search.write(min_new_tokens, num_return_sequences)
     finally:
         if training:
             model.train()
@@ -525,7 +528,7 @@ else:
     def attention_kernel(q_at, kv_at, y_at, bias_at, seen_at, filled_at, slots, steps, H: tl.constexpr, D: tl.constexpr, K: tl.constexpr,
                          SELF: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
         """`plain_attention`, a head of a source a program; softmax as it goes (Milakov & Gimelshein 2018, arXiv 1805.02867)."""
-        b, h, row, dim = tl.program_id(0), tl.program_id(1), tl.arange(0, ROWS)[:, None], tl.arange(0, D)
+        b, h, row, dim = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, ROWS)[:, None], tl.arange(0, D)
         q_at += (b * K + row) * (3 * H * D if SELF else H * D) + h * D + dim
         kv_at += b * slots * 2 * H * D + h * D
         q = tl.load(q_at, row < K, 0.0)
@@ -559,7 +562,7 @@ else:
 def fused_linear(x, matrix, norm=None, act="", onto=None):
     """As `plain_linear`, in one kernel."""
     (R, N), M, gated, fp32 = x.shape, len(matrix.weight), act == "gated-gelu", x.dtype == torch.float32
-    if R > 128:  # cuBLAS is quicker
+    if R > 128 or not matrix.weight.is_contiguous():  # cuBLAS is quicker; the kernel reads row after row
         return plain_linear(x, matrix, norm, act, onto)
     M = M // 2 if gated else M
     y, (rows, out, depth) = x.new_empty(R, M) if onto is None else onto, (16, 16, 512) if R <= 16 else (32, 32, 256)
@@ -606,7 +609,7 @@ class Recorded:
             graph.register_generator_state(self.generator)
         try:
             with torch.cuda.stream(torch.cuda.current_stream()):  # which a recording that fails would not bring back
-                with torch.cuda.graph(graph, pool=pool.id, stream=stream):
+                with torch.cuda.graph(graph, pool=pool.id, stream=stream, capture_error_mode="thread_local"):
                     self.function(*args)
             self.graphs[args] = graph.replay
         except RuntimeError as e:
@@ -616,6 +619,7 @@ class Recorded:
             for random in (*torch.cuda.default_generators, *[self.generator] * bool(self.generator)):  # they still think that they are being recorded
                 random.graphsafe_set_state(random.clone_state())
 
+AT_ONCE = RLock()  # of several threads one at a time: what was recorded works in its own place
 RECORDINGS = weakref.WeakKeyDictionary()  # of each model: what was recorded with it, which goes with it
 
 def static_search(model, B, S, kind, K, T, *how):

@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from apprentice import generate, options, print_table
 from data import DataError, run_main
-from model import CPU, SIZES, T5, CheckpointError, T5Config, fetch, replace_file
+from model import CPU, SIZES, T5, CheckpointError, T5Config, fetch, replace_file, weights_digest
 
 # --- on paper ---------------------------------------------------------------------------------------------------------
 
@@ -135,8 +135,13 @@ def measure(folder, dtype, device, points, seconds, peer=""):
         if theirs:
             yield "peer_seconds", lambda: theirs(x, T, beams)
 
-    # This brings the libraries in, which are no part of the model's figures.
-    generate(T5(SIZES["nano"]).eval().to(device), torch.full((1, 64), 5, device=device), max_new_tokens=2, num_beams=2)
+    # This brings the libraries in, those of the dtype too, which are no part of the model's figures.
+    first = T5(SIZES["nano"]).eval().to(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    if dtype == "int8":
+        first.pack(quantize=True)
+    for beams in (1, 2):
+        generate(first, torch.full((1, 64), 5, device=device), max_new_tokens=8, num_beams=beams)
+    del first
     theirs, start = None, time.perf_counter()
     empty, model, most = high_water(device, lambda: T5.from_pretrained(folder, dtype=dtype, device=device))
     result = {"load_seconds": time.perf_counter() - start, "loading_bytes": most - empty, "points": []}
@@ -174,10 +179,11 @@ def find(name, work):
 def report(name, folder, config, measured, against=""):
     """All about one model, as bench.json holds it. measured: {"float32", "bfloat16 on cuda", …: what `measure` gives for POINTS}"""
     parts, products = parameters_by_part(config), multiply_adds(config, *POINTS[0])
-    weights = [p.stat().st_size for p in [*folder.glob("model*.safetensors")] or folder.glob("pytorch_model*.bin")]  # of both kinds the first is read
+    kinds = map(folder.glob, ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin"))
+    weights = next(filter(None, ([p.stat().st_size for p in files] for files in kinds)), [])  # of several kinds the first is read
     result = {"name": name, "parameters": sum(parts.values()), "parts": parts, "disk_bytes": sum(weights), "memory_bytes": {},
               "multiply_adds": sum(products.values()), "multiply_adds_of": products, "latency_ms": {}, "throughput": [], "peak_bytes": {},
-              "load_seconds": next(iter(measured.values()))["load_seconds"], "accuracy": None, "rougeL": None, "scored_on": None, "raw": measured}
+              "load_seconds": next(iter(measured.values()))["load_seconds"], **quality(name, folder), "raw": measured}
     for dtype, found in measured.items():
         alone = found["points"][0]
         median, p95 = 1e3 * np.quantile(alone["seconds"], (0.5, 0.95))
@@ -188,14 +194,21 @@ def report(name, folder, config, measured, against=""):
             if against:
                 row[f"times_{against}"] = list(np.quantile(np.divide(point["peer_seconds"], point["seconds"]), (0, 0.5, 1)))
             result["throughput"].append(row)
-    if (folder / "eval.json").is_file():
-        try:
-            found = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-            result |= {"accuracy": found["accuracy"], "rougeL": found["reasons"]["rougeL"]["f"] if found["reasons"] else None,
-                       "scored_on": f"{Path(found['data']).stem}, {found.get('split')}" if "data" in found else None}
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{folder / 'eval.json'} is not what evaluate.py writes: python evaluate.py {name} makes it anew") from None
     return result
+
+def quality(name, folder):
+    """What evaluate.py found of these very weights, if it was asked -> {"accuracy", "rougeL", "scored_on"}"""
+    score = {"accuracy": None, "rougeL": None, "scored_on": None}
+    if not (folder / "eval.json").is_file():
+        return score
+    try:
+        found = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
+        if found.get("weights", made := weights_digest(folder)) != made:
+            return score | {"scored_on": "other weights"}
+        return {"accuracy": found["accuracy"], "rougeL": found["reasons"]["rougeL"]["f"] if found["reasons"] else None,
+                "scored_on": f"{found['rows']:,} rows of {Path(found['data']).stem}, {found['split']}"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{folder / 'eval.json'} is not what evaluate.py writes: python evaluate.py {name} makes it anew") from None
 
 def print_numbers(title, rows):
     """Print {name: {column: number, text or None}} under a title, numbers with three digits and k, M, G or T for thousands."""
@@ -203,6 +216,7 @@ def print_numbers(title, rows):
     def text(cell):
         if cell is None or isinstance(cell, str) or isinstance(cell, int) and cell < 1000:
             return cell  # print_table tells these as they are
+        cell = float(f"{cell:.3g}")  # 999.7 is 1.00 k
         power = min((len(str(int(cell))) - 1) // 3, 4)
         return f"{cell / 1000**power:#.3g}".rstrip(".") + ("", " k", " M", " G", " T")[power]
 
@@ -220,7 +234,7 @@ def print_report(results, against):
                "p95": r["latency_ms"][dtype]["p95"], **{cell: t["tokens_per_second"] for cell, t in rates.items()}}
         rows[name := f"{r['name']} {dtype}"] = row
         first, most = next(iter(rows.items()))
-        beside[name] = {k: v and (v / most[k] if k in rates else most[k] / v) for k, v in row.items()}
+        beside[name] = {k: v and most[k] and (v / most[k] if k in rates else most[k] / v) for k, v in row.items()}
         beside[name] |= {shown: None if r[k] is None else f"{100 * r[k]:.1f}" for shown, k in (("accuracy", "accuracy"), ("ROUGE-L", "rougeL"))}
         beside[name]["of"] = r["scored_on"]
         times[name] = {k: "{1:.2f} ({0:.2f} to {2:.2f})".format(*t[f"times_{against}"]) for k, t in rates.items() if against}
@@ -303,7 +317,7 @@ def read_options(argv):
     names, opt = options(argv, device="", dtype="", seconds=1.0, out="out/bench", against="", growth=False, json=False)
     legal = {"device": ("cpu", "cuda")[: 1 + torch.cuda.is_available()], "dtype": ("float32", "bfloat16", "int8")}
     for key, values in legal.items():
-        opt[key] = opt[key].split(",") if opt[key] else list(values)
+        opt[key] = list(dict.fromkeys(opt[key].split(","))) if opt[key] else list(values)
         if wrong := set(opt[key]) - set(values):
             raise DataError(f"--{key}={min(wrong)}: here it can be {', '.join(values)}")
         if opt["growth"]:
@@ -313,6 +327,10 @@ def read_options(argv):
         raise DataError(f"--against={opt['against']}: it can be transformers or ctranslate2, where they are installed (pip install transformers ctranslate2)")
     if not 0 <= opt["seconds"] < 1e6:
         raise DataError(f"--seconds={opt['seconds']} is below 0 or no number of seconds")
+    if opt["growth"] and (len(names) > 1 or opt["against"]):
+        raise DataError("--growth measures one model, and no other program")
+    if (Path(opt["out"]) / "run.json").is_file():
+        raise DataError(f"--out={opt['out']} is a run, with a bench.json of its own: name another folder")
     if (opt["device"], opt["dtype"]) == (["cuda"], ["int8"]):
         raise DataError("--dtype=int8 is for --device=cpu; use bfloat16 on cuda")
     return list(dict.fromkeys(names)) or (["small"] if opt["growth"] else ["nano", "micro", "small"]), opt
@@ -321,6 +339,7 @@ def compare(names, opt, work):
     """Measure every model in every dtype on every device -> the list of their reports."""
     places = {name: find(name, work) for name in names}
     for name, (folder, _) in places.items():
+        quality(name, folder)  # what is broken shows before anything is measured
         if opt["against"] == "ctranslate2" and not (folder / "spiece.model").is_file():
             raise DataError(f"--against=ctranslate2 needs a vocabulary, which {name} has not: name a run, a hub name or a folder with spiece.model")
     measured = {name: {} for name in names}

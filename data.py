@@ -786,6 +786,10 @@ def explore(source, picture, tokenizer=None):
     print(f"\nwrote {picture}")
     return sample
 
+def out_of_memory(e):
+    """Does an error say that memory does not suffice?"""
+    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(e)
+
 def run_main(main, *errors):
     """Run a script's main as its users expect it: bad input (DataError and the errors that are named) is one line on stderr and exit
     status 2, Ctrl-C is 130, a reader that closed the pipe, as head does, is no error."""
@@ -799,7 +803,7 @@ def run_main(main, *errors):
         tqdm.write(f"error: {' '.join(str(e).split())}", sys.stderr)  # on a line of its own, whatever bar is drawn
         sys.exit(2)
     except (RuntimeError, MemoryError) as e:
-        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
+        if not out_of_memory(e):
             raise
         tqdm.write("error: memory does not suffice; try a smaller batch_size, max_source, max_target, num_beams or model", sys.stderr)
         sys.exit(2)

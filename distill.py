@@ -21,11 +21,13 @@ import os
 import random
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 import warnings
+import weakref
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +41,20 @@ from tqdm import tqdm
 
 import evaluate
 from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, sized
-from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, collate, encoded_rows, read_examples, run_main, stream_examples, train_vocabulary
+from data import (
+    FORMATS,
+    Batch,
+    BucketSampler,
+    DataError,
+    Tokenizer,
+    collate,
+    encoded_rows,
+    out_of_memory,
+    read_examples,
+    run_main,
+    stream_examples,
+    train_vocabulary,
+)
 from model import SIZES, T5, CheckpointError, T5Config, fetch, product, read_json, replace_file, weights_digest
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
@@ -282,6 +297,7 @@ def fused(logits, weights, taught, labels, *about, **how):
     if not logits.is_cuda or logits.shape[1] < 2**13 or any(isinstance(words, TopK) for words in taught):
         return with_gradient(logits, weights, taught, labels, *about, **how)
     if not COMPILED:
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # a grid has more losses than its 8
         COMPILED.append(torch.compile(with_gradient))
     for x, dim in ((logits, 0), (weights, 1), *((words, 0) for words in taught), (labels, 0)):
         torch._dynamo.maybe_mark_dynamic(x, dim)
@@ -495,7 +511,8 @@ class Trainer:
             torch._foreach_zero_([p.grad for p in self.graded])
         self.lora.merge()
         self.steps += 1
-        return dict(zip(self.tells, told, strict=True)) | {"grad_norm": grad_norm, "lr": lr, "tokens": int(tokens)}
+        told = dict(zip(self.tells, told, strict=True)) | ({"label": 0.0, "rationale": 0.0} if own else {})  # no say in the student's own words
+        return told | {"grad_norm": grad_norm, "lr": lr, "tokens": int(tokens)}
 
     def replay(self, batch, is_label, share, now):
         """`backward` on a GPU, as it was recorded for batches of that shape; those in between are padded."""
@@ -505,7 +522,7 @@ class Trainer:
         shape = B, S + -S % 16, T + -T % 16
         if shape not in self.records:
             places = [x.clone() for x in given]
-            self.records[shape] = places, Recorded(functools.partial(self.backward, Batch(*places[:3]), *places[3:]), self.device)
+            self.records[shape] = places, Recorded(functools.partial(Trainer.backward, weakref.proxy(self), Batch(*places[:3]), *places[3:]), self.device)
         places, work = self.records[shape]
         for place, x in zip(places, given, strict=True):
             place.copy_(x)
@@ -596,7 +613,7 @@ class Trainer:
         for mine, saved in zip(self.lora.state, state["lora"], strict=True):
             mine.data.copy_(saved)
         torch.set_rng_state(state["random"])
-        if len(state["cuda"]):
+        if len(state["cuda"]) and str(self.device).startswith("cuda"):
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -683,6 +700,8 @@ def teacher_of(name, folder, config, tokenizer, rows):
         raise DataError(f"teacher {name} has another vocabulary than the student: set kd_weight and hidden_weight to 0 and teacher_writes to all or rest")
     if (words := T5Config.from_file(folder / "config.json").vocab_size) < tokenizer.vocab_size:
         raise DataError(f"teacher {name}: its config.json has {words:,} words, its spiece.model {tokenizer.vocab_size:,}")
+    if config.teacher_cache and tokenizer.vocab_size > 2**16:
+        raise DataError(f"teacher_cache keeps words as 16-bit numbers, and {tokenizer.path} has {tokenizer.vocab_size:,}: leave it empty")
     if not config.teacher_cache:
         return LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size)
     about, config = {"teacher": weights_digest(folder), "vocabulary": digest(vocabulary)}, replace(config, top_k=min(config.top_k, tokenizer.vocab_size))
@@ -690,7 +709,7 @@ def teacher_of(name, folder, config, tokenizer, rows):
                          live=lambda: teacher_of(name, folder, replace(config, teacher_cache=""), tokenizer, ()))
 
 def prepare(config):
-    """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batches_of(row numbers), validation examples)"""
+    """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batches_of(row numbers), validation examples, a digest of what it learns from)"""
     tasks, teachers = TASKS[config.format], [folder_of(name, config) for name, _ in config.teachers()]
     start = None if config.student in (*SIZES, "cut") else folder_of(config.student, config)
     config.folder.mkdir(parents=True, exist_ok=True)
@@ -712,6 +731,7 @@ def prepare(config):
     trainer = Trainer(student, asked, config, tokenizer.vocab_size)
     learn, have = (sum(p.numel() for p in some) for some in (trainer.learning, student.parameters()))
     print(f"{learn:,} parameters learn, {learn / have:.1%} of the {have:,} there are, from {len(weights):,} rows")
+    learnt = digest(*(hashlib.sha256(part.ids).digest() for task in tasks for part in rows[task].datasets), *(weights_digest(f).encode() for f in teachers))
     held_out = [e for e in read_examples(config.data, "validation") if e.label][: config.eval_rows]
     if not held_out:
         raise DataError(f"{config.data} has no labelled validation rows, which choose the weights to keep")
@@ -720,7 +740,7 @@ def prepare(config):
         found = [[thinned(*rows[task][i], config.word_dropout) for i in chosen] for task in tasks]
         return [replace(collate(part, [digest(*row[:2]) for row in part] if config.teacher_cache else ()), weights=weights[chosen]) for part in found]
 
-    return trainer, tokenizer, np.concatenate([part.lengths for part in rows[tasks[-1]].datasets]), batches_of, held_out
+    return trainer, tokenizer, np.concatenate([part.lengths for part in rows[tasks[-1]].datasets]), batches_of, held_out, learnt
 
 def train(config, origin):
     """Train one run to its end, or go on with it; returns its folder. Does nothing where the run is finished."""
@@ -728,10 +748,12 @@ def train(config, origin):
     if (folder / "run.json").is_file():
         run = read_run(folder)
         was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
-        differ = [f"its {k} is {was[k]!r}, not {settings[k]!r}" for k in settings if settings[k] != was[k] and k != "out_dir"]  # folders may move
+        free = ("out_dir", *["device"] * bool(run.get("finished")))  # folders may move
+        differ = [f"its {k} is {was[k]!r}, not {settings[k]!r}" for k in settings if settings[k] != was[k] and k not in free]
         if differ and (run.get("finished") or (folder / "log.jsonl").is_file()):
             raise DataError(f"{folder} holds another run: {differ[0]}; choose another --name, or delete the folder")
         if run.get("finished"):
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of a run that was killed right after its end
             print(f"{folder} is finished")
             return folder
         for file in ("spiece.model", "teacher.jsonl") if differ else ():  # of a start that came to nothing, with other settings
@@ -739,23 +761,27 @@ def train(config, origin):
     print(f"\n== {folder}: " + ", ".join(f"{k} {v!r} ({origin.get(k, 'default')})" for k, v in settings.items() if k not in ("baselines", "name")))
     folder.mkdir(parents=True, exist_ok=True)
     git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-    run = {"settings": settings, "origin": origin, "command": " ".join(sys.argv), "git": git, "finished": False,
+    run = {"settings": settings, "origin": origin, "command": shlex.join(sys.argv), "git": git, "finished": False,
            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "device": config.torch_device}
     if config.format == "simulate" and (whose := Path(config.data).parent / "eval.json").is_file() and (made := read_json(whose).get("weights")):
         run["learnt_from"] = made  # evaluate.py asks whether these are still the weights that answer
     replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
-    trainer, tokenizer, lengths, batches_of, held_out = prepare(config)
+    trainer, tokenizer, lengths, batches_of, held_out, learnt = prepare(config)
     sampler = BucketSampler(lengths, config.batch_size, config.seed)
     state_file, best, log = folder / "checkpoint" / "state.pt", -1.0, folder / "log.jsonl"
     if state_file.is_file():
         try:
-            state = torch.load(state_file, weights_only=True)
+            state = torch.load(state_file, map_location="cpu", weights_only=True)
             trainer.load_state_dict(state["trainer"])
             sampler.place = state["place"]
             best = state["best"]
         except Exception as e:  # the unpickler raises nearly anything on a broken file
+            if out_of_memory(e):
+                raise
             why = (str(e) or type(e).__name__).splitlines()[0][:80]
             raise DataError(f"{state_file} is damaged ({why}): delete it to begin this run anew") from None
+        if state.get("learnt", learnt) != learnt:
+            raise DataError(f"{folder} has learnt from other rows or another teacher than there are now: put these back, or delete the folder")
         print(f"going on from step {trainer.steps}")
     lines = log.read_bytes().splitlines(True) if log.is_file() else []  # of a full disk the last may be cut off
     replace_file(log, *(line for line in lines if (step := re.match(rb'\{"step": (\d+).*\}\n', line)) and int(step[1]) <= trainer.steps))
@@ -792,9 +818,11 @@ def train(config, origin):
             state_file.parent.mkdir(exist_ok=True)
             try:
                 with open(f"{state_file}.tmp", "wb") as file:
-                    torch.save({"trainer": trainer.state_dict(), "place": sampler.place, "best": best}, file)
+                    torch.save({"trainer": trainer.state_dict(), "place": sampler.place, "best": best, "learnt": learnt}, file)
                     os.fsync(file.fileno())
-            except RuntimeError as e:
+            except RuntimeError as e:  # what torch makes of any error while it writes
+                if isinstance(e.__context__, KeyboardInterrupt):
+                    raise e.__context__ from None
                 raise OSError(f"{state_file}.tmp cannot be written; is the disk full? ({e})") from None
             os.replace(f"{state_file}.tmp", state_file)
     bar.close()
@@ -811,7 +839,13 @@ def check(config, trail=()):
     if config.student in SIZES:
         with torch.device("meta"):
             learning_parameters(sized(config.student, 200, config.student_layers, config.student_width), config.train_only, config.lora_rank > 0)
-    for name in (name for name in (*(name for name, _ in config.teachers()), config.student) if name.endswith(".py")):
+    names = [name for name, _ in config.teachers()] + [config.student] * (config.student not in (*SIZES, "cut"))
+    for name, _ in config.teachers(files=True):
+        read_examples(name, limit=1)
+    for name in names:
+        if not name.endswith(".py") and fetch(name, weights=False).resolve() == config.folder.resolve():
+            raise DataError(f"{name} would be overwritten by this run, which stands there itself; choose another --name")
+    for name in (name for name in names if name.endswith(".py")):
         if name in trail:
             raise DataError(f"{' needs '.join((*trail, name))}: which of them is to be trained first?")
         check(Config(**{"name": Path(name).stem, **read_config(name), "device": config.device}), (*trail, name))

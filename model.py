@@ -597,8 +597,10 @@ def load_weights(model, tensors, where):
 
 def weights_digest(folder, *beside):
     """16 digits that tell the weights in a checkpoint folder, and the files beside them that are named, from all others."""
-    files = (f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin") or f.name in beside)
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for file in (f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin") or f.name in beside):
+        digest.update(np.memmap(file, np.uint8, "r") if file.stat().st_size else b"")
+    return digest.hexdigest()[:16]
 
 def read_tensors(folder):
     """All tensors of a checkpoint folder as {name: tensor}: model.safetensors or pytorch_model.bin, whole or in shards."""

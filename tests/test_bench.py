@@ -3,6 +3,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 import bench
 from data import DataError
-from model import SIZES, T5, CheckpointError, T5Config
+from model import SIZES, T5, CheckpointError, T5Config, weights_digest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LINUX = pathlib.Path("/proc/self/clear_refs").exists()
@@ -149,8 +150,13 @@ def test_the_command_measures_a_run_beside_its_teacher(tmp_path):
     run = save(tmp_path / "run", **SHAPES[1])
     teacher = save(tmp_path / "teacher", **{**SHAPES[1], "d_model": 96})
     (run / "run.json").write_text("{}")
-    (run / "eval.json").write_text(json.dumps({"accuracy": 0.875, "reasons": {"rougeL": {"f": 0.5}}, "data": "x/toy.jsonl", "split": "test"}))
-    (teacher / "eval.json").write_text(json.dumps({"accuracy": 0.9, "reasons": None}))
+    (run / "eval.json").write_text(json.dumps({"accuracy": 0.875, "reasons": {"rougeL": {"f": 0.5}}, "data": "x/toy.jsonl", "split": "test",
+                                                "rows": 1000, "weights": weights_digest(run)}))
+    (teacher / "eval.json").write_text(json.dumps({"accuracy": 0.9, "reasons": None, "data": "toy", "split": "all", "rows": 5}))
+    shutil.copy(teacher / "eval.json", other := save(tmp_path / "other", **SHAPES[1]))
+    assert bench.quality("other", other) == {"accuracy": 0.9, "rougeL": None, "scored_on": "5 rows of toy, all"}
+    (other / "eval.json").write_text((run / "eval.json").read_text().replace('"weights": "', '"weights": "0'))
+    assert bench.quality("other", other) == {"accuracy": None, "rougeL": None, "scored_on": "other weights"}
     command = [sys.executable, "bench.py", run, teacher, "--device=cpu", "--dtype=float32", "--seconds=0.02", f"--out={tmp_path / 'all'}", "--json"]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other are slow where other tests run
     done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=300)
@@ -169,12 +175,13 @@ def test_the_command_measures_a_run_beside_its_teacher(tmp_path):
     assert found["throughput"][2]["tokens_per_second"] == pytest.approx(16 * 32 / statistics.median(raw[2]["seconds"]))
     whole = json.loads((tmp_path / "all" / "bench.json").read_text())
     assert json.loads(done.stdout.splitlines()[-1]) == whole
-    assert [(m["accuracy"], m["rougeL"], m["scored_on"]) for m in whole["models"]] == [(0.875, 0.5, "toy, test"), (0.9, None, None)]
+    scores = [(m["accuracy"], m["rougeL"], m["scored_on"]) for m in whole["models"]]
+    assert scores == [(0.875, 0.5, "1,000 rows of toy, test"), (0.9, None, "5 rows of toy, all")]
     assert (tmp_path / "all" / "cost.png").read_bytes().startswith(b"\x89PNG")
     beside = done.stdout.split("How many times less")[1].splitlines()
     row = next(line.split() for line in beside if line.startswith(f"{run} float32"))
     assert float(row[2]) == pytest.approx(whole["models"][1]["parameters"] / whole["models"][0]["parameters"], rel=0.01)
-    assert row[-4:] == ["87.5", "50.0", "toy,", "test"]
+    assert row[-7:] == ["87.5", "50.0", "1,000", "rows", "of", "toy,", "test"]
 
 
 def test_the_peer_is_told_round_by_round():
@@ -219,10 +226,14 @@ def test_a_gpu_stands_beside_the_processor(monkeypatch, tmp_path):
 @pytest.mark.parametrize("argv, says", [
     (["--speed=3"], "unknown .* speed"), (["no-such-run"], "no folder"), (["nano", "--device=tpu"], "tpu"), (["nano", "--dtype=int4"], "int4"),
     (["nano", "--seconds=-1"], "-1"), (["nano", "--against=keras"], "keras"), (["nano", "--against=ctranslate2"], "ctranslate2"),
-    (["nano", "--growth=1"], "no value")])
-def test_bad_input_says_what_is_wrong(argv, says, tmp_path):
+    (["nano", "--growth=1"], "no value"), (["nano", "micro", "--growth"], "measures one model"), (["nano", "--out=run"], "is a run, with a bench.json")])
+def test_bad_input_says_what_is_wrong(argv, says, tmp_path, monkeypatch):
+    if "--out=run" in argv:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run.json").write_text("{}")
+        monkeypatch.chdir(tmp_path)
     with pytest.raises((DataError, CheckpointError), match=says) as error:
-        bench.main([*argv, *([] if "--" in argv[0] else [f"--out={tmp_path}"])])
+        bench.main([*argv, *([] if "--" in argv[0] or "--out=run" in argv else [f"--out={tmp_path}"])])
     assert "\n" not in str(error.value)
 
 
@@ -231,6 +242,13 @@ def test_a_broken_eval_json_is_named(tmp_path):
     found = {"float32": {"load_seconds": 1.0, "memory_bytes": 1, "points": [{"seconds": [1.0], "peak_bytes": 1}] * 4}}
     with pytest.raises(DataError, match="eval.json is not what evaluate.py writes"):
         bench.report("run", tmp_path, SIZES["nano"], found)
+
+
+def test_bytes_on_disk_are_those_of_the_files_that_are_read(tmp_path):
+    found = {"float32": {"load_seconds": 1.0, "memory_bytes": 1, "points": [{"seconds": [1.0], "peak_bytes": 1}] * 4}}
+    for size, name in enumerate(("pytorch_model-1.bin", "pytorch_model.bin", "model-1.safetensors", "model.safetensors"), start=1):  # the last first
+        (tmp_path / name).write_bytes(bytes(size))
+        assert bench.report("run", tmp_path, SIZES["nano"], found)["disk_bytes"] == size
 
 
 def test_help_is_the_docstring(capsys):

@@ -1,6 +1,7 @@
 """distill.py: losses against arithmetic, a window against one big batch, a killed run against an uninterrupted one, bad settings."""
 import ast
 import copy
+import gc
 import json
 import math
 import operator
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import asdict, replace
 
 import pytest
@@ -578,13 +580,19 @@ def test_a_teacher_writes_by_drawing_the_same_words_for_the_same_seed(world, tmp
         prepare(settings(world, tmp_path, name="all", teacher=str(world / "a"), teacher_writes="all", data="toy:12"))
 
 
-def test_configs_that_need_each_other_are_told_before_anything_is_trained(tmp_path):
+def test_what_must_fail_is_told_before_anything_is_trained(world, tmp_path):
     for a, b in ("xy", "yx"):
         (tmp_path / f"{a}.py").write_text(f"student = 'nano'\nvocabulary = '300'\nteacher = {str(tmp_path / f'{b}.py')!r}\nkd_weight = 1.0\n")
     with pytest.raises(DataError, match="which of them is to be trained first"):
         main([str(tmp_path / "x.py"), f"--out_dir={tmp_path / 'out'}"])
     with pytest.raises(DataError, match="names no parameter"):
         main(["configs/tiny.py", "--train_only=nowhere", f"--out_dir={tmp_path / 'out'}"])
+    for teacher, says in (("configs/tiny_teacher.py+nowhere", "'nowhere' is no folder here"), ("configs/tiny_teacher.py+nowhere.jsonl", "no such file"),
+                          (str(world / "a"), "a would be overwritten by this run")):
+        with pytest.raises((DataError, CheckpointError), match=says):
+            main(["configs/tiny.py", f"--teacher={teacher}", f"--out_dir={tmp_path / 'out' if 'no' in teacher else world}", "--name=a"])
+    with pytest.raises(DataError, match="would be overwritten"):
+        main(["configs/tiny.py", "--teacher=", "--kd_weight=0", "--teacher_writes=none", f"--student={world / 'b'}", f"--out_dir={world}", "--name=b"])
     assert not (tmp_path / "out").exists()
 
 
@@ -614,6 +622,81 @@ def test_a_damaged_state_is_told(world, tmp_path, spoil):
     spoil(state)
     with pytest.raises(DataError, match="state.pt is damaged .*: delete it"):
         distill.train(config, {})
+
+
+def stopped(config, monkeypatch, at=2):
+    """Train a run up to a step; -> its folder"""
+    step = Trainer.step
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Trainer, "step", lambda self, batches: step(self, batches) if self.steps < at else refuse(KeyboardInterrupt()))
+        train(config, {})
+    return config.folder
+
+
+def refuse(error):
+    raise error
+
+
+def test_a_stopped_run_goes_on_where_there_is_no_gpu_and_with_what_it_learnt_from_alone(world, tmp_path, monkeypatch):
+    """A state that was saved on a GPU is read on a CPU; other rows or another teacher under the same names are told."""
+    data, teacher = tmp_path / "rows.jsonl", tmp_path / "teacher"
+    lines = [json.dumps({"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "rationale": "so.", "split": split}) + "\n"
+             for split in ("train", "validation") for e in read_examples("toy:80", split)[:40]]
+    data.write_text("".join(lines))
+    shutil.copytree(world / "a", teacher)
+    config = settings(world, tmp_path, data=str(data), teacher=str(teacher), kd_weight=1.0, max_steps=4, eval_every=4, save_every=1)
+    with monkeypatch.context() as m:
+        m.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        folder = stopped(config, monkeypatch)
+    data.write_text("".join(lines[1:]))
+    with pytest.raises(DataError, match="run has learnt from other rows or another teacher than there are now"):
+        train(config, {})
+    data.write_text("".join(lines))
+    shutil.copy(world / "b" / "model.safetensors", teacher)
+    with pytest.raises(DataError, match="other rows or another teacher"):
+        train(config, {})
+    shutil.copy(world / "a" / "model.safetensors", teacher)
+    with monkeypatch.context() as m, pytest.raises(torch.OutOfMemoryError):  # is no damage
+        m.setattr("torch.load", lambda *args, **how: refuse(torch.OutOfMemoryError("CUDA out of memory")))
+        train(config, {})
+    train(config, {})
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 4 and json.loads((folder / "run.json").read_text())["finished"]
+    shutil.copytree(folder, folder / "checkpoint")  # as of a run that was killed right after its end
+    assert train(replace(config, device="auto"), {}) == folder and not (folder / "checkpoint").exists(), "where it was made is no matter once it is"
+
+
+def test_ctrl_c_while_a_state_is_written_is_no_full_disk(world, tmp_path, monkeypatch):
+    config = settings(world, tmp_path, max_steps=4, eval_every=4, save_every=1)
+    fsync = os.fsync
+
+    def save(state, file):
+        try:
+            refuse(KeyboardInterrupt())
+        finally:  # as torch's writer, which then can't end its file
+            refuse(RuntimeError("unexpected pos 17118 vs 0"))
+
+    for error, raised in ((save, KeyboardInterrupt), (lambda state, file: refuse(RuntimeError("unexpected pos")), OSError)):
+        with monkeypatch.context() as m, pytest.raises(raised):
+            m.setattr("torch.save", error)
+            train(config, {})
+    assert os.fsync is fsync and train(config, {}) == config.folder
+
+
+def test_a_recorded_step_keeps_no_trainer_alive(monkeypatch):
+    monkeypatch.setattr(distill, "Recorded", lambda function, device: function)
+    trainer = Trainer(net(0), [net(1)], Config(**SETTINGS))
+    trainer.records = {}
+    for p in trainer.graded:
+        p.grad = torch.zeros_like(p)
+    trainer.step([batch()])
+    gone = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert gone() is None, "its memory on the GPU goes at once, not when somebody collects"
+    finally:
+        gc.enable()
 
 
 def test_runs_beside_this_one_have_no_name_of_their_own(tmp_path):
@@ -646,6 +729,7 @@ def test_on_policy_the_student_writes_and_only_the_teacher_judges():
     want = distillation_loss(logits, taught, own.labels != -100).item()
     assert before(replace(b, weights=torch.ones(len(b.source)) / 2)).weights.tolist() == [0.5] * len(b.source), "rows count as they did"
     assert told["kd"] == pytest.approx(want, rel=1e-4) and told["loss"] == pytest.approx(0.7 * want, rel=1e-4)
+    assert (told["label"], told["rationale"]) == (0, 0), "neither has a say in the student's own words"
 
 
 @pytest.mark.parametrize("way", [dict(lora_rank=2), dict(on_policy=0.5, max_target=6), dict(train_only="decoder")])
@@ -767,7 +851,7 @@ def test_all_of_a_rows_explanations_are_learnt(world, tmp_path):
         lines = [{"premise": f"p {e.premise}", "hypothesis": e.hypothesis, "label": e.label, "explanations": e.explanations}
                  for e in read_examples("toy", "validation", 5)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        _, tokenizer, lengths, batches_of, _ = prepare(settings(world, tmp_path / str(i), teacher=str(path), explanations=explanations))
+        _, tokenizer, lengths, batches_of, *_ = prepare(settings(world, tmp_path / str(i), teacher=str(path), explanations=explanations))
         assert len(lengths) == rows
         learnt = {tokenizer.decode(row[row >= 0].tolist()) for row in batches_of(list(range(80, rows)))[1].labels}
         assert len(learnt) == rows - 80
