@@ -406,7 +406,7 @@ def retry(call, *args):
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
 PAD, EOS, UNK, SENTINELS = 0, 1, 2, 100  # sentinels are T5's blanks, <extra_id_0> … <extra_id_99>; their ids count down from the end
-SPECIAL = re.compile(r"(<extra_id_\d\d?>|</s>|<pad>|<unk>)")
+SPECIAL = re.compile(r"(<extra_id_(?:[1-9][0-9]|[0-9])>|</s>|<pad>|<unk>)")
 
 class Tokenizer:
     """Text to T5's token ids and back (Kudo and Richardson 2018), as transformers' T5Tokenizer does; "</s>" in a text is one token."""

@@ -18,6 +18,7 @@ a tiny model. Read next: bench.py (what it costs).
 """
 
 import base64
+import contextlib
 import functools
 import html
 import io
@@ -361,10 +362,10 @@ def comparison(lines, others, seed=0):
         parted = Counter((a["right"], b["right"]) for a, b in pairs if a["label"] != b["label"])
         one, two, none = (parted[places] for places in ((1, 0), (0, 1), (0, 0)))
         p = min(1.0, 2 * sum(math.comb(one + two, k) for k in range(min(one, two) + 1)) / 2 ** (one + two))
-        named = [(clauses(a["rationale"]), clauses(b["rationale"])) for a, b in pairs]
+        named = [(a, b) for a, b in ((clauses(a["rationale"]), clauses(b["rationale"])) for a, b in pairs) if a or b]
         row = table[f"minus {name}"] = {
             "p": f"{p:.2g}", "only this right": one, "only the other": two, "differ, both wrong": none, "same answer": 1 - parted.total() / len(lines),
-            "clauses in common": float(np.mean([len(a & b) / max(len(a | b), 1) for a, b in named]))}
+            "clauses in common": float(np.mean([len(a & b) / len(a | b) for a, b in named])) if named else None}
         for key in ("right", "ROUGE-L"):
             if both := [(a[key] - b[key], a["premise"]) for a, b in pairs if key in a and key in b]:
                 gain, premises = zip(*both, strict=True)
@@ -386,8 +387,11 @@ def unheard(lines, name, path, settings):
     new = {run for line in lines for text in (line["rationale"], *line["references"]) for run in _ngrams(rouge_tokens(text, False), 3)}
     people = itertools.islice(stream_examples(name, "train"), settings.get("labelled_rows") or None) if settings.get("teacher_writes") != "all" else ()
     files = [path / "teacher.jsonl"] * (settings.get("teacher_writes", "none") != "none") + re.findall(r"[^+]+\.jsonl[^+@]*", settings.get("teacher", ""))
+    held_out = [(name, "validation"), *((source, "test") for source in (name, *settings.get("tests", "").split()))]  # it learns nothing of these premises
     try:
-        for example in tqdm(itertools.chain(people, *map(stream_examples, files)), desc="novelty", unit="row", leave=False):
+        secret = {e.premise.lower() for source, split in held_out for e in (stream_examples(source, split) if files else ())}
+        told = (e for file in files for e in stream_examples(file) if e.label and e.premise.lower() not in secret)
+        for example in tqdm(itertools.chain(people, told), desc="novelty", unit="row", leave=False):
             for text in example.explanations[: settings.get("explanations") or None]:
                 new.difference_update(_ngrams(rouge_tokens(text, False), 3))
     except DataError:  # a run that was moved may have left its training rows behind
@@ -532,8 +536,8 @@ def insertions(lines, answer, seed=0):
             changed.append((line, word, f"{line['hypothesis'][: spot.end()]}{word} {line['hypothesis'][spot.end() :]}"))
     answers = answer([(line["premise"], hypothesis) for line, _, hypothesis in changed])
     flips = [word in re.findall(r"\w+", a.rationale.lower()) for (line, word, _), a in zip(changed, answers, strict=True) if a.label != line["label"]]
-    found = {"tried": len(changed), "answer flips": len(flips) / max(len(changed), 1), "flips whose reason names it": float(np.mean(flips)) if flips else None}
-    return finding(insertions, {"inserted words": found})
+    found = {"tried": len(changed), "answer flips": len(flips) / len(changed) if changed else None}
+    return finding(insertions, {"inserted words": found | {"flips whose reason names it": float(np.mean(flips)) if flips else None}})
 
 def forced_reasons(lines, score, seed=0):
     """How often the answer moves when the reason before it is cut to its beginning, or swapped for another row's (Lanham et al. 2023,
@@ -644,7 +648,7 @@ def trade_off(results):
                      "kB": round(bench.get("memory_bytes", {}).get("float32", 0) / 1000) or None}
         except (ValueError, AttributeError, TypeError) as e:
             raise DataError(f"{path} is not what bench.py writes ({e}); delete it, or measure anew") from None
-        first = {key: value for found in result["findings"].values() for key, value in next(iter(found["table"].values())).items()}
+        first = {key: value for found in result["findings"].values() for row in [*found["table"].values()][:1] for key, value in row.items()}
         qualities = {**headline(result), "LAS": first.get("LAS"), "nearer": first.get("nearer to its own pair")}
         table[name] = {key: qualities[key] for key in ("accuracy", "ROUGE-L", "LAS", "nearer")} | {
             "parameters": result.get("parameters"), **costs}
@@ -766,7 +770,8 @@ def judge(path, opt, baselines, simulators):
     baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed, embed)  # the same for every run
     result["about"] = (f"{len(lines):,} rows{f' (a sample, seed {seed})' * (size < len(everything))} of {name}, split {split}, {result['premises']:,} premises"
                        + f", {size - len(lines):,} rows without a gold label left out" * (size > len(lines)))
-    new = unheard(lines, name, path, settings)
+    reasoned = apprentice and any("rationale" in task.needs for task in apprentice.tasks)
+    new = unheard(lines, name, path, settings) if reasoned else None
     human = [{**line, "rationale": texts[0], "references": texts[1:]} for line in lines if (texts := line["references"])]
     lines, human = ([{**line, **read_reason(line, new)} for line in rows] if any(line["rationale"] for line in rows) else rows for rows in (lines, human))
     said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {"Where it is right": breakdown(lines)}
@@ -775,8 +780,9 @@ def judge(path, opt, baselines, simulators):
     if len({line["premise"] for line in said if line["references"]}) >= 50:  # what people say teaches its reader
         found["Consistency"] = consistency(said, seed)
     if apprentice and opt["probes"]:
-        scored = {e.premise for e in examples}
-        others = [e for e in read_examples(name, "validation", 1000) if e.premise not in scored]
+        scored, others = {e.premise for e in examples}, []
+        with contextlib.suppress(DataError):  # a folder may hold the test rows alone
+            others = [e for e in read_examples(name, "validation", 1000) if e.premise not in scored]
         sides = [[e for e in rows if e.label] for rows in (examples, others)]
         pairs = [[(e.premise, e.hypothesis) for e in side] for side in sides]
         reason_first = apprentice.format == "rationale_then_label"
@@ -791,7 +797,6 @@ def judge(path, opt, baselines, simulators):
             else:
                 found |= {"Noise": noise_curves(few, apprentice, seed, opt["num_beams"]), "Attribution": attribution_overlap(few, apprentice, seed)}
     if apprentice and opt["landscape"]:
-        reasoned = any("rationale" in task.needs for task in apprentice.tasks)
         if taught := [e for e in examples if e.label and (e.explanations or not reasoned)][:64]:
             found["Landscape"] = landscape(taught, apprentice, opt["landscape"], seed)
     return {**result, "findings": found}, lines, human

@@ -83,9 +83,15 @@ class T5Config:
         if "scale_decoder_outputs" in values:  # transformers 5 always writes tie_word_embeddings = true and keeps the truth here
             values["tie_word_embeddings"] = values["scale_decoder_outputs"]
         try:
-            return cls(**{f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None})
+            config = cls(**{f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None})
         except CheckpointError as e:
             raise CheckpointError(f"{path}: {e}") from None
+        gated = config.feed_forward_proj == "gated-gelu"
+        for key, known in {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "is_gated_act": gated,
+                           "dense_act_fn": "gelu_new" if gated else "relu"}.items():
+            if values.get(key, known) not in (known, None):
+                raise CheckpointError(f"{path}: {key} is {values[key]!r:.40}; of such a T5 only {known!r} is known here")
+        return config
 
 def _flan(d_model, d_ff, num_layers, num_heads, **other):
     return T5Config(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=num_heads, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **other)
@@ -582,6 +588,11 @@ STRAY = re.compile(r"((encoder|decoder)\.embed_tokens|lm_head|decoder\.block\.0\
 def load_weights(model, tensors, where):
     """Fill every parameter of `model` from {hub name: tensor}; CheckpointError names what is missing, left over or misshapen."""
     wanted = hugging_face_views(model)
+    if "lm_head.weight" in wanted and "lm_head.weight" not in tensors and "shared.weight" in tensors:  # transformers 5 ties new ones
+        tensors = {**tensors, "lm_head.weight": tensors["shared.weight"]}
+    for name in tensors.keys() - wanted.keys():
+        if name.endswith(("embed_tokens.weight", "lm_head.weight")) and "shared.weight" in tensors and not torch.equal(tensors[name], tensors["shared.weight"]):
+            raise CheckpointError(f"{where}: {name} is no copy of shared.weight, as config.json has it (tie_word_embeddings); correct what is wrong")
     unknown = [name for name in tensors.keys() - wanted.keys() if not STRAY.fullmatch(name)]
     wrong = {"missing": sorted(wanted.keys() - tensors.keys()), "unknown": sorted(unknown)}
     if any(wrong.values()):
@@ -599,8 +610,12 @@ def weights_digest(folder, *beside):
     """16 digits that tell the weights in a checkpoint folder, and the files beside them that are named, from all others."""
     digest = hashlib.sha256()
     for file in (f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin") or f.name in beside):
-        digest.update(np.memmap(file, np.uint8, "r") if file.stat().st_size else b"")
+        digest.update(mapped(file))
     return digest.hexdigest()[:16]
+
+def mapped(path):
+    """The bytes of a file, none of which is read before it is used."""
+    return np.memmap(path, np.uint8, "r") if Path(path).stat().st_size else b""
 
 def read_tensors(folder):
     """All tensors of a checkpoint folder as {name: tensor}: model.safetensors or pytorch_model.bin, whole or in shards."""
@@ -708,10 +723,12 @@ def fetch(name, weights=True):
                                   f"of {name} into {folder} by hand") from None
         return (folder / file).is_file()
 
-    get("spiece.model", optional=weights)
+    if not weights or not (folder / "config.json").is_file():  # of what was fetched before the hub is not asked again
+        get("spiece.model", optional=weights)
     if weights:
         get("config.json")
-        if not any(get(whole, True) or get(f"{whole}.index.json", True) for whole in ("model.safetensors", "pytorch_model.bin")):
+        kinds = [f"{whole}{end}" for whole in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
+        if not any((folder / kind).is_file() for kind in kinds) and not any(get(kind, True) for kind in kinds):
             raise CheckpointError(f"the hub holds no weights for {name}: neither model.safetensors nor pytorch_model.bin at {base}")
         for index in folder.glob("*.index.json"):
             for shard in read_index(index):
@@ -738,22 +755,30 @@ def download(url, path, tries=5):
             with opener.open(urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {}), timeout=30) as reply:
                 done = done if reply.status == 206 else 0  # the whole file may come, whatever was asked
                 total = done + int(reply.headers.get("Content-Length") or 0)
+                if ranged := re.match(r"bytes (\d+)-\d+/(\d+)", reply.headers.get("Content-Range") or ""):  # perhaps less than all that is left
+                    if int(ranged[1]) != done:
+                        raise ConnectionError(f"asked for bytes from {done} on, the server sends those from {ranged[1]} on")
+                    total = int(ranged[2])
                 with open(part, "ab" if done else "wb") as f, tqdm.wrapattr(f, "write", total or None, initial=done, desc=path.name) as out:
                     shutil.copyfileobj(reply, out, 1 << 20)
                 if total and part.stat().st_size != total:
                     raise ConnectionError(f"cut after {part.stat().st_size} of {total} bytes")
                 said.update({k.lower(): v for k, v in reply.headers.items()})
         except urllib.error.HTTPError as e:
-            if e.code in (401, 403, 404):  # the hub answers 401 for names that it does not know
+            if e.code == 403:  # a gated model, or a proxy that bars the hub's store: the file may well be there
+                raise PermissionError(f"the server answers 403 for {e.url}") from None
+            if e.code in (401, 404):  # the hub answers 401 for names that it does not know
                 raise FileNotFoundError(f"{url}: the server answers {e.code}") from None
             if e.code == 416:  # what lies here is not the beginning of what lies there
                 part.unlink(missing_ok=True)
             error = f"the server answers {e.code}"
-        except (OSError, http.client.HTTPException, ValueError) as e:  # ValueError: $HF_ENDPOINT is no address
+        except ValueError as e:  # $HF_ENDPOINT is no address
+            raise OSError(str(e)) from None
+        except (OSError, http.client.HTTPException) as e:
             error = str(getattr(e, "reason", e)) or type(e).__name__
         else:
             wanted = re.fullmatch('"?([0-9a-f]{64})"?', said.get("x-linked-etag", ""))
-            found = hashlib.sha256(np.memmap(part, np.uint8, "r")).hexdigest() if wanted else None
+            found = hashlib.sha256(mapped(part)).hexdigest() if wanted else None
             if wanted and found != wanted[1]:
                 part.unlink()
                 raise OSError(f"the sha256 of what came is {found[:12]}…, the hub says {wanted[1][:12]}…; run again to fetch it anew")

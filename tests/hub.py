@@ -10,10 +10,12 @@ import threading
 from pathlib import Path
 
 class Hub:
-    """models: {hub name: folder}. cut: bytes after which each reply breaks off; wrong: tell a wrong sha256; ranges: answer them."""
+    """models: {hub name: folder}. cut: bytes after which each reply breaks off; wrong: tell a wrong sha256; ranges: answer them; piece: bytes that
+    a reply to a range holds at most, though it is whole; early: bytes that it begins before what was asked for; barred: the store lets nobody in."""
 
-    def __init__(self, models, cut=0, wrong=False, ranges=True):
-        self.models, self.cut, self.wrong, self.ranges, self.asked = models, cut, wrong, ranges, []
+    def __init__(self, models, cut=0, wrong=False, ranges=True, piece=2**40, early=0, barred=False):
+        self.models, self.cut, self.wrong, self.ranges, self.piece, self.early, self.barred = models, cut, wrong, ranges, piece, early, barred
+        self.asked = []
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -33,15 +35,21 @@ class Hub:
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
+                if hub.barred:
+                    self.send_error(403)
+                    return
                 asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "") if hub.ranges else None
-                start = int(asked[1]) if asked else 0
+                start = int(asked[1]) - hub.early if asked else 0
                 if start >= len(data) and asked:
                     self.send_error(416)
                     return
+                end = min(start + hub.piece, len(data)) if asked else len(data)
                 self.send_response(206 if asked else 200)
-                self.send_header("Content-Length", str(len(data) - start))
+                self.send_header("Content-Length", str(end - start))
+                if asked:
+                    self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
                 self.end_headers()
-                self.wfile.write(data[start : start + hub.cut] if hub.cut else data[start:])
+                self.wfile.write(data[start : min(end, start + (hub.cut or end))])
 
             def log_message(self, *args):
                 pass

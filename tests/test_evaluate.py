@@ -384,6 +384,12 @@ def test_what_training_never_said(tmp_path):
     assert unheard(data=people, teacher=f"x@2+{said}@0.5", teacher_writes="rest") == {("a", "pet", "sleeps")}
     assert unheard(data=people, teacher=f"x@2+{said}@0.5") == {("a", "pet", "sleeps"), ("c", "d", "e")}
     assert len(unheard(data=people, teacher_writes="all")) == 5 and unheard(data=people, teacher="gone.jsonl") is None
+    taught = {"premise": "a", "hypothesis": "h", "label": E, "explanations": ["The dog, a pet"]}                     # of a file for all rows it hears
+    for rows, heard in (([taught], 2), ([taught | {"premise": "P"}], 0)):                                            # none to held-out premises
+        (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "d.jsonl").write_text("".join(json.dumps(taught | {"premise": x, "explanations": [], "split": own}) + "\n"
+                                                  for x, own in (("a", "train"), ("p", "test"))))
+        assert len(unheard(data=str(tmp_path / "d.jsonl"))) - len(unheard(data=str(tmp_path / "d.jsonl"), teacher=str(tmp_path / "all.jsonl"))) == heard
     more = file("more.jsonl", ["the dog a"], ["dog a pet"])
     assert unheard(data=more, labelled_rows=1) - unheard(data=more) == {("dog", "a", "pet")}
     assert ev.read_reason({**line, "marked": []}, new)["new triples"] == pytest.approx(1 / 3)
@@ -675,6 +681,7 @@ class Oracle(Apprentice):
     """In place of Apprentice: right but for every third row, and not to be parsed on the first; what it writes would break a page."""
 
     run, format, model = {"settings": {"data": "toy", "name": "<i>"}}, "rationale_then_label", torch.nn.Linear(3, 2)
+    tasks = [FORMATS["rationale_then_label"]]
 
     def __init__(self):
         pass
@@ -729,7 +736,36 @@ def test_a_run_gets_its_figures_predictions_picture_and_page(tmp_path, monkeypat
     assert (tmp_path / "p.report.html").is_file()
 
 
-def test_a_run_that_answers_before_it_explains(tiny, tmp_path, capsys):
+def run_of(model, tokenizer, folder, format, data="toy", **told):
+    """A run folder of this network."""
+    model.save_pretrained(folder)
+    (folder / "spiece.model").write_bytes(tokenizer.path.read_bytes())
+    (folder / "run.json").write_text(json.dumps({"settings": {"data": data, "format": format, "max_target": 6}, **told}))
+
+
+def test_labels_alone_beside_reasons_beside_other_data(tiny, tmp_path, capsys):
+    model, tokenizer, _ = tiny
+    for name, format, data in (("labels", "predict", "toy"), ("reasons", "multitask", "toy"), ("elsewhere", "predict", "toy-harbour")):
+        run_of(model, tokenizer, tmp_path / name, format, data)
+    labels, reasons, elsewhere = paths = [str(tmp_path / name) for name in ("labels", "reasons", "elsewhere")]
+    ev.main([*paths, "--limit=30", "--probes=0"])
+    found = {path: json.loads((Path(path) / "eval.json").read_text()) for path in paths}
+    tables = {path: {title: finding["table"] for title, finding in one["findings"].items()} for path, one in found.items()}
+    assert found[labels]["baselines"] == found[reasons]["baselines"] != found[elsewhere]["baselines"]
+    assert found[labels]["reasons"] is None and found[reasons]["reasons"]["rows"] == 30
+    assert set(tables[labels]["The reasons"]) == {reasons, "human"} == set(tables[reasons]["The reasons"]) and "Against the others" not in tables[elsewhere]
+    assert tables[labels]["The answers"][reasons] == tables[reasons]["The answers"][reasons] and elsewhere not in tables[labels]["The answers"]
+    for one, other in ((labels, reasons), (reasons, labels)):    # only what both have is compared
+        assert {"right", "p"} < set(row := tables[one]["Against the others"][f"minus {other}"]) and "ROUGE-L" not in row
+        assert {path: row["ROUGE-L"] is None for path, row in tables[one]["The trade-off"].items()} == {labels: True, reasons: False}
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label}) + "\n" for e in toy_examples(12)))
+    ev.main([labels, elsewhere, f"--data={bare}", "--split=all", "--probes=0"])   # where nobody gives a reason
+    found = json.loads((Path(elsewhere) / "eval.json").read_text())["findings"]
+    assert found["The reasons"]["table"] == {} and set(found["The trade-off"]["table"]) == {labels, elsewhere}
+
+
+def test_a_run_that_answers_before_it_explains(tiny, tmp_path, monkeypatch, capsys):
     model, tokenizer, _ = tiny
     model.save_pretrained(tmp_path)
     (tmp_path / "spiece.model").write_bytes(tokenizer.path.read_bytes())
@@ -747,13 +783,20 @@ def test_a_run_that_answers_before_it_explains(tiny, tmp_path, capsys):
     lines = (tmp_path / "answers.jsonl").read_text().strip().split("\n")
     ev.main([str(tmp_path), "--limit=12", "--probes=3"])
     assert (tmp_path / "answers.jsonl").read_text().strip().split("\n") == lines    # nothing was asked again
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Apprentice, "answer", lambda _, pairs, num_beams=1: asked.append(num_beams) or [Answer(E, "a dog", "")] * len(pairs))
+        ev.main([str(tmp_path), "--limit=3", "--probes=1", "--num_beams=2"])
+    assert len(asked) > 9 and set(asked) == {2}               # the answers, three for their cost, the inserted words, six for the noise
 
     # rows without reasons: nothing is said of what can't be compared with any
     bare = "".join(json.dumps({"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label}) + "\n" for e in toy_examples(12))
+    assert any(split_of(e.premise) == "validation" for e in toy_examples(12))
     (tmp_path / "bare.jsonl").write_text(bare)
     ev.main([str(tmp_path), f"--data={tmp_path / 'bare.jsonl'}", "--split=all", "--probes=3", "--landscape=3"])
     findings = json.loads((tmp_path / "eval.json").read_text())["findings"]
     assert "Landscape" not in findings and "ROUGE-L" not in findings["The reasons"]["table"][str(tmp_path)]
+    assert set(findings["Calibration"]["table"]) == {"as it is"}     # all validation rows are scored themselves: none is left to fit a temperature on
 
     # a simulator is one of the weights that answered what it has learnt
     simulator = tmp_path / "simulator"
@@ -767,6 +810,13 @@ def test_a_run_that_answers_before_it_explains(tiny, tmp_path, capsys):
             ev.main([str(tmp_path), "--limit=12", "--probes=0", f"--simulator={simulator}"])
     with pytest.raises(DataError, match="is a simulator, which foretells"):
         ev.main([str(simulator)])
+    pairs = []                                                # of two runs each may have its own
+    for name in "ab":
+        run_of(T5(model.config), tokenizer, tmp_path / name, "multitask")
+        run_of(model, tokenizer, tmp_path / f"{name}-simulator", "simulate", data=str(tmp_path / name), learnt_from=weights_digest(tmp_path / name))
+        pairs += [(str(tmp_path / name), str(tmp_path / f"{name}-simulator"))]
+    runs, simulators = zip(*pairs, strict=True)
+    ev.main([*runs, "--limit=2", "--probes=0", f"--simulator={','.join(simulators)}"])
 
 
 def test_a_predictions_file_for_all_rows_of_a_file(tmp_path):
