@@ -14,6 +14,7 @@ Read next: distill.py (how it learns).
 """
 
 import contextlib
+import ctypes
 import difflib
 import functools
 import json
@@ -130,16 +131,22 @@ def plain_linear(x, matrix, norm=None, act="", onto=None, rough=False):
         return onto.add_(y)
     return activated(y, act) if act else y
 
+try:  # torch.set_num_threads tells MKL too, whose products within PyTorch's attention then take twice as long for ever
+    set_threads = ctypes.CDLL(None).omp_set_num_threads
+except (TypeError, AttributeError):  # an operating system where it can't be found: all threads work
+    def set_threads(n):
+        pass
+
 def alone(function):
     """The function, done by one thread."""
 
     def run(*args, **kwargs):
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        set_threads(1)
         try:
             return function(*args, **kwargs)
         finally:
-            torch.set_num_threads(threads)
+            set_threads(threads)
 
     return run
 

@@ -233,11 +233,13 @@ def test_one_thread_tells_the_same_in_8_bits(K, tmp_path, monkeypatch):
         told.append((way, torch.get_num_threads()))
         return words, states
 
-    torch.set_num_threads(2)
+    apprentice.set_threads(2)
+    if torch.get_num_threads() != 2:
+        pytest.skip("OpenMP's threads can't be set here")
     try:
         (words, states), (others, other_states) = write(0), write(1)
     finally:
-        torch.set_num_threads(threads)
+        apprentice.set_threads(threads)
     assert words == others and len(states) == 40 and all(map(torch.equal, states, other_states))
     assert {*told} == {(0, 2), (1, 1), (1, 2)}, "the encoder, the head and all that follows have all threads"
 
