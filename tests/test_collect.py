@@ -146,8 +146,13 @@ def test_collect_bears_a_server_that_misbehaves(model, tmp_path, monkeypatch, ca
     rows = apprentice.collect(tmp_path / "in.jsonl", out=out, url=model.url, model="big", split=None, shots=0)
     assert 80 < max(slept) <= 90, "Retry-After may be a date"
     assert len(model.asked) == before + 3 and len(rows) == len(out.read_text().splitlines()) == 40, "only what is missing is asked"
-    apprentice.collect(tmp_path / "in.jsonl", out=out, url=model.url, model="big", split=None, shots=0)
-    assert len(model.asked) == before + 3
+    model.script, model.later = {"p9": [429]}, "Fri, 31 Dec 99999 00:00:00 GMT"  # a year that there is not
+    whole = out.read_bytes().splitlines(True)
+    for cut in (1, 4, 9, whole[-1].index(b"}") + 1 if b"}" in whole[-1][:-2] else 20, len(whole[-1]) - 2):  # wherever the kill cut it
+        out.write_bytes(b"".join(whole[:-1]) + whole[-1][:cut])
+        apprentice.collect(tmp_path / "in.jsonl", out=out, url=model.url, model="big", split=None, shots=0)
+        assert len(out.read_bytes().splitlines()) == 40
+    assert len(model.asked) == before + 3 + 5 + 1
 
 
 def test_collect_keeps_what_it_did_not_write(model, tmp_path):
@@ -179,6 +184,13 @@ def test_a_server_that_wants_to_be_left_alone_is_told(model, tmp_path, later, mo
     with pytest.raises(DataError, match="all of the first 3 rows failed .the server asks to wait for"):
         apprentice.collect(pairs(tmp_path / "in.jsonl", 3), out=tmp_path / "out.jsonl", url=model.url, model="big", split=None, shots=0)
     assert not any(slept)
+
+
+def test_without_a_progress_bar_it_goes_on_all_the_same(model, tmp_path):
+    command = [sys.executable, "data.py", "collect", f"--in={pairs(tmp_path / 'in.jsonl', 9)}", f"--out={tmp_path / 'out.jsonl'}", f"--url={model.url}",
+               "--model=x"]
+    done = subprocess.run(command, cwd=HERE.parent, env={**os.environ, "TQDM_DISABLE": "1"}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and re.search(r": (\d+) of \1 rows", done.stdout), done.stderr
 
 
 def test_ctrl_c_waits_for_no_reply(model, tmp_path):

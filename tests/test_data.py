@@ -272,6 +272,10 @@ def test_faults_name_file_line_column_and_value(tmp_path):
     path = write(tmp_path / "y.csv", "premise,hypothesis,Label\na,b,neutral\n")
     with pytest.raises(DataError, match=r"y\.csv:1: no column for the label .*present: premise, hypothesis, Label"):
         read_examples(path)
+    path = write(tmp_path / "y.csv", "premise,hypothesis,label,why\na,b,neutral,c\n")
+    for ours in ("split", "rationale", "id"):  # a name that was given is not passed over
+        with pytest.raises(DataError, match=rf"y\.csv:1: no column for the {ours} \(one of whi\)"):
+            read_examples(f"{path}?{ours}=whi")
     path = write(tmp_path / "z.csv", "premise,hypothesis,label\na,b,neutral\na, b, c,neutral\n")
     with pytest.raises(DataError, match=r"z\.csv:3: more cells than columns"):
         read_examples(path)
@@ -432,6 +436,9 @@ def test_reasons_without_sentences_find_theirs(tmp_path, tokenizer):
     assert [e.premise for e in read_examples(f"{path}?pairs={split}&max_bad=1", "test")] == ["p2", "p1"], "in the splits of the pairs"
     assert read_examples(name) == [Example(i, "A dog naps.", "A dog rests.", label, reasons) for i, label, reasons in
                                    (("2", "neutral", ("n2",)), ("1", "entailment", ("e1",)), ("4", None, ()))]
+    for ours, asked in (("pairID", ""), ("uid", "&id=uid")):
+        other = write(tmp_path / "other.jsonl", path.read_text().replace('"id"', f'"{ours}"'))
+        assert read_examples(f"{other}?pairs={pairs}{asked}") == read_examples(name)
     rows = len(data.encoded_rows(name, None, tokenizer, ("explain",))["explain"])
     dev_file(pairs, [dev_row("1", "neutral"), dev_row("2", ""), dev_row("4", "")])
     assert (rows, len(data.encoded_rows(name, None, tokenizer, ("explain",))["explain"])) == (2, 1), "other pairs are other rows"
