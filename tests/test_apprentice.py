@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -488,10 +489,23 @@ def test_gpu_a_hook_is_heard_after_a_recording_too():
     net, source, mask = spread()
     net, source, mask = net.cuda(), source.cuda(), mask.cuda()
     before = [generate(net, source, mask, max_new_tokens=20) for _ in range(3)]
-    hook = net.encoder.blocks[0].register_forward_pre_hook(lambda module, args: (-args[0], *args[1:]))
-    assert generate(net, source, mask, max_new_tokens=20) != before[2]
-    hook.remove()
-    assert generate(net, source, mask, max_new_tokens=20) == before[2]
+    for module in (net.encoder.blocks[0], net.decoder.norm):
+        hook = module.register_forward_pre_hook(lambda module, args: (-args[0], *args[1:]))
+        assert generate(net, source, mask, max_new_tokens=20) != before[2]
+        hook.remove()
+        assert generate(net, source, mask, max_new_tokens=20) == before[2]
+
+
+@GPU
+def test_gpu_threads_take_turns_and_a_turned_weight_is_read_as_it_lies():
+    net, source, mask = spread()
+    for block in net.decoder.blocks:
+        block.ff.wo.weight = torch.nn.Parameter(block.ff.wo.weight.t().contiguous().t())
+    want = [generate(net, source[i : i + 2], mask[i : i + 2], max_new_tokens=20) for i in range(4)]
+    net, source, mask = net.cuda(), source.cuda(), mask.cuda()
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda i: generate(net, source[i % 4 : i % 4 + 2], mask[i % 4 : i % 4 + 2], max_new_tokens=20), range(24))
+    assert list(found) == want * 6
 
 
 @GPU
