@@ -142,8 +142,8 @@ def alone(function):
 
     def run(*args, **kwargs):
         threads = torch.get_num_threads()
-        set_threads(1)
         try:
+            set_threads(1)
             return function(*args, **kwargs)
         finally:
             set_threads(threads)
@@ -180,7 +180,7 @@ def attention(q, kv, mask):
 @torch.inference_mode()
 def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_tokens=0, num_beams=1, length_penalty=1.0,
              early_stopping=False, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=1, generator=None):
-    """Write target sequences for source (B, S) ids, source_mask (B, S) bool, True = token.
+    """Write target sequences for source (B, S) ids, source_mask (B, S), 1 or True = token.
 
     Returns B * num_return_sequences lists of ids, the best of a source first, without the start token and cut before </s>: the same
     tokens as transformers' `generate` under the same names. num_beams=1: the likeliest token each time, or with do_sample a drawn
@@ -197,6 +197,7 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
         raise ValueError(f"generate: {num_return_sequences} sequences of a source need as many beams, or do_sample=True")
     if not len(source):
         return []
+    source_mask = None if source_mask is None else source_mask.bool()
     if num_beams == 1:
         source, source_mask = (None if x is None else x.repeat_interleave(num_return_sequences, 0) for x in (source, source_mask))
     drawn = (temperature, top_k, top_p, generator) if do_sample else None
@@ -682,6 +683,9 @@ class Apprentice:
     def answer(self, pairs, num_beams=1, progress=False, rationales=None, **how):
         """[(premise, hypothesis), …] -> [Answer, …] in the same order; of several tasks that name a label the last counts. Pairs of like
         length are answered together. rationales: the reasons (N texts) that a simulator is shown; how: more options of `generate`."""
+        pairs = list(pairs)
+        if wrong := [pair for pair in pairs if not isinstance(pair, (tuple, list)) or [*map(type, pair)] != [str, str]]:
+            raise DataError(f"answer takes a list of (premise, hypothesis), two texts each, not {wrong[0]!r:.80}")
         examples = [Example(str(i), *pair, None, (reason,)) for i, (pair, reason) in enumerate(zip(pairs, rationales or [""] * len(pairs), strict=True))]
         answers = [Answer(None, "", "") for _ in pairs]
         with tqdm(total=len(pairs) * len(self.tasks), desc="answering", unit="text", disable=not progress) as bar:
@@ -756,13 +760,14 @@ class Apprentice:
         """Yields (row, text written for it), the longest sources first, so that memory that suffices once suffices to the end."""
         rows = encode_examples(self.tokenizer, format, [(e, 0) for e in examples], self.max_source, self.max_target)
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+        how = {"max_new_tokens": self.max_target, **how}
         while order:
-            size = max(1, BUDGET // (num_beams * (len(rows[order[0]][0]) + self.max_target)))
+            size = max(1, BUDGET // (max(1, num_beams) * (len(rows[order[0]][0]) + self.max_target)))
             if self.model.shared.weight.is_cuda:
                 size = 2 ** (size.bit_length() - 1)  # it records each shape: there should be few
             here, order = order[:size], order[size:]
             batch = collate([rows[i] for i in here]).to(self.model.shared.weight.device)
-            written = generate(self.model, batch.source, batch.source_mask, max_new_tokens=self.max_target, num_beams=num_beams, **how)
+            written = generate(self.model, batch.source, batch.source_mask, num_beams=num_beams, **how)
             for i, ids in zip(here, written, strict=True):
                 yield i, self.tokenizer.decode(ids)
             bar.update(len(here))
@@ -984,17 +989,20 @@ WHY, WHAT = ("reason", "reasoning", "explanation", "rationale"), ("label", "answ
 FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；]))[^\w\n]*(?:(?:the|my|final) )*({'|'.join(WHY + WHAT)})\b[^\w\n:=-]*[:=：–—-]",
                    re.I | re.M)
 HEADING = re.compile(rf"^[^\w\n]*[#*][^\w\n]*({'|'.join(WHY + WHAT)})[^\w\n]*$", re.I | re.M)  # "### Reason", "**Label**"
-NAMED = re.compile("|".join(LABELS), re.I)
-DENIED = re.compile(rf"(?:\b(?:not?|neither|nor|cannot|without) |n['’]t |\bnon\W)(?:(?:an?|the|any|be|\w+ly|clear|direct|logical|real|strict) )*[*\"'“]*"
-                    rf"(?:{NAMED.pattern})\w*(?:,? n?or (?:an? )?(?:{NAMED.pattern})\w*)*", re.I)  # "not an entailment or contradiction" names none
+NAMED = re.compile(rf"(?<![a-z])(?:{'|'.join(LABELS)})", re.I)
+# "not a clear entailment or contradiction", "isn't `neutral`", "non-entailment" name none
+DENIED = re.compile(r"(?:\b(?:not?|neither|nor|cannot|without)\b|n['’]t\b|\bnon\b)(?:GAP|_)+"
+                    r"(?:(?:an?|the|any|be|clear|direct|logical|real|strict|(?!only)\w+ly)GAP+)*"
+                    rf"(?:{NAMED.pattern})\w*(?:GAP*,?GAP+n?orGAP+(?:an?GAP+)?(?:{NAMED.pattern})\w*)*".replace("GAP", r"[^\w.,;:!?]"), re.I)
 
 def read_reply(text, finish_reason="stop", given=None):
     """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
     text = HEADING.sub(r"\1:", text.rpartition("</think>")[2])  # what a model thinks aloud is no answer
     try:
-        start, fields = "", [(name.strip(" :"), str(value or "")) for name, value in json.loads(text[text.index("{") : text.rindex("}") + 1]).items()]
-        if not any(name.lower() in WHY + WHAT for name, _ in fields):
-            raise ValueError("other braces")
+        i, j = text.index("{"), text.rindex("}") + 1
+        start, fields = "", [(name.strip(" :"), str(value or "")) for name, value in json.loads(text[i:j]).items()]
+        if FIELD.search(text[:i] + text[j:]) and not any(name.lower() in WHY + WHAT for name, _ in fields):
+            raise ValueError("these braces are part of what is said")
     except (ValueError, AttributeError, RecursionError):
         start, *pieces = FIELD.split(text)
         fields = list(zip(pieces[::2], pieces[1::2], strict=True))

@@ -301,8 +301,8 @@ def picture_of_growth(found, about, path):
     for (axis, part), (top, bottom) in zip(found.items(), figure.subplots(2, len(found), sharex="col").T, strict=True):
         slope, asked = part["exponents"], np.array(part["multiply_adds"])
         top.plot(part["values"], part["seconds"], "o-", label=f"seconds: exponent {slope['seconds']:.2f}")
-        top.plot(part["values"], asked * (part["seconds"][-1] / asked[-1]), "--", color="grey", label=f"multiply-adds: {slope['multiply_adds']:.2f}")
-        bottom.plot(part["values"], np.array(part["extra_bytes"]) / 1e6, "oC1-", label=f"MB above the model: {slope['extra_bytes']:.2f}")
+        top.plot(part["values"], asked * (part["seconds"][-1] / asked[-1]), "--", color="grey", label=f"multiply-adds: exponent {slope['multiply_adds']:.2f}")
+        bottom.plot(part["values"], np.array(part["extra_bytes"]) / 1e6, "oC1-", label=f"MB above the model: exponent {slope['extra_bytes']:.2f}")
         bottom.set_xlabel(axis)
         for one in (top, bottom):
             one.set(xscale="log", yscale="log", ymargin=0.3)

@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter, deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from email.utils import mktime_tz, parsedate_tz
 from functools import lru_cache
@@ -213,7 +213,7 @@ def split_of(premise):
 
 def read_file(path, options="", max_bad=0.01):
     """Yields (split, or "" where the file does not tell it, Example) for every usable row of a file."""
-    names = dict(parse_qsl(options))
+    names = dict(parse_qsl(options, keep_blank_values=True))
     numbers, share, pairs = names.pop("labels", "").upper(), names.pop("max_bad", str(max_bad)), names.pop("pairs", "")
     if sorted(numbers) not in ([], list("CEN")) or names.keys() - NAMES or not re.fullmatch(r"\d*\.?\d+(e-\d+)?", share):
         raise DataError(f"{path}: after ? stand labels=ENC (the letters in any order), max_bad=SHARE, pairs=SOURCE and {', '.join(NAMES)} = a column's name")
@@ -223,7 +223,7 @@ def read_file(path, options="", max_bad=0.01):
     try:
         with open(path, "rb") as file:
             mended["byte order mark"] += file.read(3) == b"\xef\xbb\xbf"
-        for rows, (line, row) in enumerate(rows_of(path, names), 1):  # noqa: B007
+        for rows, (line, row) in enumerate(rows_of(path, names if pairs is None else None), 1):  # noqa: B007
             try:
                 found = example_of(row, names, numbers, f"{path.stem}-{line}", mended, pairs)
             except DataError as e:
@@ -241,6 +241,9 @@ def read_file(path, options="", max_bad=0.01):
             log.write_text("\n".join(faults + dashes), encoding="utf-8")
             if not whole or len(faults) <= max_bad * rows:
                 tell(f"{path.name}: {len(faults):,} faulty rows and {len(dashes):,} with the label - of {rows:,} are set aside: {log}")
+    for ours, theirs in names:
+        if 0 < mended[f"rows without {theirs}"] >= rows - len(faults):  # a name that was given is not passed over
+            raise DataError(f"{path}: no row has {theirs}, which was named for the {ours}")
     if len(faults) > max_bad * rows:
         raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} are at fault, over the share {max_bad:g} (FILE?max_bad=SHARE): {log} lists them")
     if +mended:
@@ -269,7 +272,9 @@ def rows_of(path, names=()):
 
         manner = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind in (".tsv", ".txt") else {}
         table, line = csv.reader(lines(), **manner), 1
-        columns(header := tuple(next(table, ())), names)
+        header = tuple(next(table, ()))
+        if names is not None:  # None: a table of reasons, whose pairs stand elsewhere
+            columns(header, names, all_named=True)
         while True:
             line += len(taken)
             taken.clear()
@@ -291,11 +296,11 @@ def rows_of(path, names=()):
                 yield line, {None: fault} if fault else dict(zip(header, row, strict=False))
 
 @lru_cache(64)
-def columns(present, names=()):
-    """{our name: the column's name here} of the fields that are there; premise, hypothesis, label and those in `names` must be."""
-    wanted, names = dict.fromkeys(("premise", "hypothesis", "label", *dict(names))), NAMES | {ours: (theirs,) for ours, theirs in names}
+def columns(present, names=(), all_named=False):
+    """{our name: the column's name here} of the fields that are there; premise, hypothesis and label must be, and perhaps all in `names`."""
+    wanted, names = ("premise", "hypothesis", "label", *(dict(names) if all_named else ())), NAMES | {ours: (theirs,) for ours, theirs in names}
     found = {ours: name for ours, theirs in names.items() for name in reversed(theirs) if name in present}  # predictions have a gold_label too
-    for ours in wanted:  # a name that was given is not passed over
+    for ours in wanted:
         if ours not in found:
             raise DataError(f"no column for the {ours} (one of {', '.join(names[ours])}); present: {repr(', '.join(present)[:200])[1:-1] or 'none'}"
                             + "; reasons without sentences are read by FILE?pairs=DATA" * ({*LABELS} <= {*present}))
@@ -316,6 +321,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
         own, e = paired
         row |= {"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "rationale": row.get(e.label, ""), "split": own}
     found = columns(tuple(row), names)
+    mended.update(f"rows without {theirs}" for ours, theirs in names if ours not in found)
 
     def text(column, value):
         if not isinstance(value, str) or not value.isascii() and re.search("[\ufffd\ud800-\udfff]", value):  # what stands for other bytes, half a character
@@ -350,8 +356,9 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     split = {"trial": "validation", "dev": "validation", "val": "validation", "valid": "validation", "training": "train"}.get(split, split)
     if split not in ("", *SPLITS):
         raise DataError(f"{found['split']} is {split!r:.40}; it may be {', '.join(SPLITS)}, or empty: told by a hash of the premise")
+    own = row.get(found.get("id"))
     return split, Example(
-        str(row[found["id"]]) if "id" in found else name, premise, hypothesis, label or None, tuple(reasons.values()), tuple(marked), str(row.get("kind", "")))
+        name if own in (None, "") else str(own), premise, hypothesis, label or None, tuple(reasons.values()), tuple(marked), str(row.get("kind", "")))
 
 def fetch_esnli(folder, split=None):
     """Bring the official files of e-SNLI (Camburu et al. 2018) that are not there yet, from $ESNLI_URL if it is set. Each grows as
@@ -510,7 +517,7 @@ class Format:
 
     def parse(self, text):
         """What the model wrote -> (label or None, rationale). Case, spaces and a full stop may vary; what does not fit is (None, the text)."""
-        label = rf"(?P<label>{'|'.join(self.words)})\s*\.?".replace(" ", r"\s+")
+        label = rf"(?P<label>(?a:{'|'.join(self.words)}))\s*\.?".replace(" ", r"\s+")
         found = re.fullmatch(self.answer.replace("LABEL", label), text.strip(), re.IGNORECASE | re.DOTALL)
         said = {"label": "", "rationale": "", **{part: words or "" for part, words in (found.groupdict() if found else {}).items()}}
         word = " ".join(said["label"].lower().split())
@@ -563,6 +570,8 @@ class Encoded:
         self.ids = np.asarray(np.memmap(f"{path}.ids", np.int32, "r"))  # sources and targets in turn; a token of the label as -1 - id
         self.lengths = np.asarray(np.memmap(f"{path}.lengths", np.int64, "r")).reshape(-1, 2)
         self.ends = self.lengths.cumsum().reshape(-1, 2)
+        if self.ends[-1, -1] != len(self.ids):
+            raise ValueError(f"{path}: its lengths do not add up to its ids")
 
     def __len__(self):
         return len(self.ends)
@@ -596,7 +605,8 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     wanted, read, kept = set().union(*(FORMATS[task].needs for task in tasks)), 0, 0
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    with tqdm(desc="encoding", unit="row", disable=None) as bar:
+    with ExitStack() as undo, tqdm(desc="encoding", unit="row", disable=None) as bar:
+        undo.callback(shutil.rmtree, part, ignore_errors=True)  # where it can't be ended: half of it is of no use
         while chunk := list(islice(examples, 5000)):
             usable = [e for e in chunk if (e.label or "label" not in wanted) and (e.explanations or "rationale" not in wanted)]
             rows = [(e, k) for e in usable for k in range(min(len(e.explanations), explanations or 99) if "rationale" in wanted else 1)]
@@ -609,6 +619,7 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
                     with open(part / f"{task}.{ending}", "ab") as file:
                         file.write(array.tobytes())
             bar.update(len(chunk))
+        undo.pop_all()
     if kept < read:
         print(f"{read - kept:,} of {read:,} rows lack a {' or a '.join(sorted(wanted))} and are left out", file=sys.stderr)
     if kept and not folder.is_dir():  # else another process was first
@@ -757,7 +768,7 @@ def explore(source, picture, tokenizer=None):
     for name, columns in table.items():
         line(name, yes_or_no.get(name) or [float(np.mean(column or [0])) for column in columns])
         for size in (16, 32, 64, 128) if name in ("tokens of its source", "tokens of its explanation") else ():
-            line(f"% with over {size} {name}", [share(n > size for n in column) for column in columns])
+            line(f"% cut at {size}: {name}", [share(n + 1 > size for n in column) for column in columns])  # </s> needs room too
     if not tokenizer:
         print("Lengths in tokens are not told: --vocabulary=FILE names T5's spiece.model; the cache holds none.")
     for what, texts in (("hypothesis", lambda e: [e.hypothesis]), ("explanation", lambda e: e.explanations)):

@@ -265,8 +265,9 @@ def token_divergence(student_logits, teacher, kind="forward_kl", temperature=1.0
     """Divergence of a student from its teacher at each token, (..., V) -> (...). teacher: logits (..., up to V), or TopK, against which the
     student's other words fall into one bucket too. Times temperature^2, which keeps the gradients' size (Hinton, section 2).
     known: the student's log-probabilities at temperature 1, where they are there already."""
-    if kind not in KINDS or not 0 <= beta <= 1 or not 0 < skew < 1:
-        raise ValueError(f"kind is {kind!r}, of {', '.join(KINDS)}; beta is {beta}, from 0 to 1; skew is {skew}, between 0 and 1")
+    if kind not in KINDS or not 0 <= beta <= 1 or not 0 < skew < 1 or not temperature > 0:
+        raise ValueError(f"kind is {kind!r}, of {', '.join(KINDS)}; beta is {beta}, from 0 to 1; skew is {skew}, between 0 and 1; "
+                         f"temperature is {temperature}, above 0")
     if isinstance(teacher, TopK):
         s, t = top_k(student_logits, None, temperature, teacher.ids).log_probs, teacher.log_probs
     else:
@@ -312,8 +313,9 @@ def fused(logits, weights, taught, labels, *about, **how):
 
 def distillation_loss(student_logits, teacher_logits, mask, kind="forward_kl", temperature=1.0, **options):
     """How far a student is from its teacher, for callers who hold all logits (`Trainer.backward` does not). logits (..., V), the teacher's
-    perhaps TopK; mask (...) bool -> scalar: summed over V, mean over the mask's True tokens, 0 where there are none. options: beta of jsd,
+    perhaps TopK; mask (...), bool or 0 and 1 -> scalar: summed over V, mean over the mask's True tokens, 0 where there are none. options: beta of jsd,
     skew of the skewed ones (the share mixed in)."""
+    mask = mask.bool()  # whole numbers would be taken for row numbers
     teacher = TopK(*(x[mask] for x in teacher_logits)) if isinstance(teacher_logits, TopK) else teacher_logits[mask]
     return token_divergence(student_logits[mask], teacher, kind, temperature, **options).sum() / mask.sum().clamp(min=1)
 
@@ -682,7 +684,7 @@ def lessons(config, teachers):
               f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")
         found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]
     if not found:
-        raise DataError(f"none of what {config.teacher} says can be learnt: no label is named, or none that counts")
+        raise DataError(f"none of what {config.teacher} says can be learnt: no row names a label, tells what format={config.format} learns, and counts")
     return found
 
 def thinned(source, target, label_tokens, share):
@@ -830,9 +832,12 @@ def train(config, origin):
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # it is needed no more
     return folder
 
-def check(config, trail=()):
-    """Raises DataError for what can be seen to fail before anything is trained, in the configs of its teachers and student too."""
+def check(config, made=(), trail=()):
+    """Raises DataError for what can be seen to fail before anything is trained, in the configs of its teachers and student too. made: the
+    folders that will be there by then."""
     check_device(config.torch_device)
+    if (config.folder / "run.json").is_file() and read_run(config.folder).get("finished"):
+        return  # it needs nothing any more
     if config.uses("kd_weight", "hidden_weight") and not config.teachers():
         raise DataError(f"kd_weight={config.kd_weight}, hidden_weight={config.hidden_weight} of {config.name} need a T5 as the teacher; "
                         f"teacher is {config.teacher!r}")
@@ -840,15 +845,19 @@ def check(config, trail=()):
         with torch.device("meta"):
             learning_parameters(sized(config.student, 200, config.student_layers, config.student_width), config.train_only, config.lora_rank > 0)
     names = [name for name, _ in config.teachers()] + [config.student] * (config.student not in (*SIZES, "cut"))
+    names = [name for name in names if Path(name) not in made]
     for name, _ in config.teachers(files=True):
         read_examples(name, limit=1)
-    for name in names:
-        if not name.endswith(".py") and fetch(name, weights=False).resolve() == config.folder.resolve():
+    reasoned = any("rationale" in FORMATS[task].needs for task in TASKS[config.format])
+    for name in (name for name in names if not name.endswith(".py")):
+        if (folder := fetch(name, weights=False)).resolve() == config.folder.resolve():
             raise DataError(f"{name} would be overwritten by this run, which stands there itself; choose another --name")
+        if config.teacher_writes != "none" and reasoned and name == config.teachers()[0][0] and not (folder / "run.json").is_file():
+            raise DataError(f"{name} is no run, and so it tells labels alone; format={config.format} learns reasons too: set format=predict")
     for name in (name for name in names if name.endswith(".py")):
         if name in trail:
             raise DataError(f"{' needs '.join((*trail, name))}: which of them is to be trained first?")
-        check(Config(**{"name": Path(name).stem, **read_config(name), "device": config.device}), (*trail, name))
+        check(Config(**{"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}), made, (*trail, name))
 
 def main(argv):
     """Teachers, students, table."""
@@ -865,8 +874,8 @@ def main(argv):
             raise DataError(f"{data} has no test row with a label, and so no table can be made; name other data with --tests=DATA")
     for data in dict.fromkeys(config.data for config, _ in configs):
         read_examples(data, "train", 1)
-    for config, _ in configs:
-        check(config)
+    for i, (config, _) in enumerate(configs):
+        check(config, made=[before.folder for before, _ in configs[:i]])
     for config, origin in configs:
         start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
         before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)]
@@ -882,7 +891,8 @@ def main(argv):
         columns = ("parameters", "accuracy", "accuracy interval", "valid", "ROUGE-L", "ms an answer")
         evaluate.print_table({name: {column: row[column] for column in columns} for name, row in table.items() if name in found or row["accuracy"]})
         points = {name: ([run["parameters"]], [100 * run["accuracy"]]) for name, run in found.items()}
-        replace_file(folders[-1] / f"{Path(data).stem}.png", evaluate.picture("parameters", f"accuracy on {data}, test rows, %", lines=points))
+        name = re.sub(r"[^\w.]+", "-", Path(data.partition("?")[0]).stem)
+        replace_file(folders[-1] / f"{name}.png", evaluate.picture("parameters", f"accuracy on {data}, test rows, %", lines=points))
     print(f"results are in {folders[-1]}, a report.html in each run's folder; ask it: python apprentice.py {folders[-1]}")
 
 if __name__ == "__main__":

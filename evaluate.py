@@ -168,7 +168,7 @@ def bleu(predictions, references):
     As sacrebleu's defaults have it (Papineni et al. 2002; Post 2018, "A Call for Clarity in Reporting BLEU Scores"): n-grams to 4, the
     closest reference length, the k-th order without a match counts as 1 / 2^k matches."""
     references = [[texts] if isinstance(texts, str) else texts for texts in references]
-    if not predictions or len(predictions) != len(references) or not all(references):
+    if not predictions or isinstance(predictions, str) or len(predictions) != len(references) or not all(references):
         raise ValueError(f"bleu: {len(predictions)} predictions and {len(references)} lists of references, {sum(map(bool, references))} of them not empty")
     length, wanted_length, hits, totals = 0, 0, [0] * 4, [0] * 4
     for prediction, texts in zip(predictions, references, strict=True):
@@ -282,6 +282,8 @@ def bert_score(predictions, references, model, tokenizer, layer=None, idf=False,
     log((M + 1) / (m + 1)). baseline: P, R, F of texts that have nothing in common; x becomes (x - baseline) / (1 - baseline). As the package bert_score has it,
     but </s> is read and never matched, padding is no word of likeness 0, and only a text without tokens scores 0 (there one of a single token too)."""
     references = [[texts] if isinstance(texts, str) else texts for texts in references]
+    if isinstance(predictions, str) or len(predictions) != len(references) or not all(references):
+        raise ValueError(f"bert_score: a list of {len(predictions)} predictions needs as many lists of references, none empty; there are {len(references)}")
     ids = functools.cache(lambda text: tokenizer.encode(text.strip().encode(errors="replace").decode())[:-1])  # half a character is no text
     seen, M = Counter(i for texts in references for text in texts for i in set(ids(text))), sum(map(len, references))
     def embed(texts):
@@ -825,7 +827,8 @@ def main(argv):
             if simulator.run.get("learnt_from", made := weights_digest(path)) != made:
                 raise DataError(f"{name} has learnt what other weights of {path} answered: evaluate {path} without it, delete {name}, train it anew")
         if simulator not in simulators.values() or simulator.format != "simulate":
-            raise DataError(f"{name} did not learn what {words[0]} answers: python distill.py configs/simulator.py --data={words[0]}/predictions.jsonl does")
+            raise DataError(f"{name} did not learn what {words[0]} answers: python distill.py configs/simulator.py "
+                            f"--name=simulator-{Path(words[0]).name} --data={words[0]}/predictions.jsonl makes one that did")
     baselines = {}
     done = {path: judge(Path(path), opt, baselines, simulators) for path in words}
     for path, (result, lines, human) in done.items():

@@ -89,7 +89,7 @@ class T5Config:
         gated = config.feed_forward_proj == "gated-gelu"
         for key, known in {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "is_gated_act": gated,
                            "dense_act_fn": "gelu_new" if gated else "relu"}.items():
-            if values.get(key, known) not in (known, None):
+            if values.get(key, known) not in (known, [known], None):
                 raise CheckpointError(f"{path}: {key} is {values[key]!r:.40}; of such a T5 only {known!r} is known here")
         return config
 
@@ -525,8 +525,9 @@ class T5(nn.Module):
         """A T5 in eval mode from a checkpoint folder or a hub name. dtype: float32 | bfloat16 | int8 (on a CPU, to infer only).
         Raises CheckpointError where a file is missing, broken or does not fit."""
         dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+        dtype = str(dtype).removeprefix("torch.")
         if dtype not in dtypes or dtype == "int8" and torch.device(device).type != "cpu":
-            raise CheckpointError(f"dtype is {dtype!r}; it can be {', '.join(dtypes)}, the last on a CPU only, not on {device}")
+            raise CheckpointError(f"dtype is {dtype!r}, on {device}; it can be {', '.join(dtypes)}, the last on a CPU only")
         folder = fetch(path)
         with torch.device("meta"):  # no time for random weights that the file's replace
             model = cls(T5Config.from_file(folder / "config.json"))

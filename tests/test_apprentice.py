@@ -18,7 +18,7 @@ from golden.model_make import SEARCHES, inputs, weights_of
 
 import apprentice
 from apprentice import Apprentice, Decoder, Recorded, StaticDecoder, generate, likeliest
-from data import Tokenizer, train_vocabulary
+from data import DataError, Tokenizer, train_vocabulary
 from model import SIZES, T5, CheckpointError, Linear, T5Config, hugging_face_names, load_weights, write_safetensors
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -110,7 +110,12 @@ def run(tmp_path_factory):
 def test_answers_keep_their_order_and_do_not_hang_on_the_batch(run):
     apprentice = Apprentice.load(run)
     pairs = [("a dog " * n, "a cat sleeps.") for n in (3, 9, 1, 5)]
-    together = apprentice.answer(pairs)
+    together = apprentice.answer(zip(*zip(*pairs, strict=True), strict=True), max_new_tokens=8)
+    for wrong in ([{"premise": "a", "hypothesis": "b"}], ["ab"], [(None, "x")], pairs[0], "ab", [("a", "b", "c")]):
+        with pytest.raises(DataError, match="answer takes a list of .premise, hypothesis., two texts each, not"):
+            apprentice.answer(wrong)
+    with pytest.raises(ValueError, match="num_beams 0"):
+        apprentice.answer(pairs, num_beams=0)
     assert [a.text for a in together] == [apprentice.answer([p])[0].text for p in pairs]
 
 

@@ -55,6 +55,16 @@ GOOD = "Reason: a spaniel is a dog.\nLabel: entailment"
     ("Reason \u2014 the set {a}: {} is a dog.\nLabel \u2013 entailment", "stop", ("entailment", "the set {a}: {} is a dog.", "")),
     ("This isn\u2019t an entailment or a contradiction.", "stop", (None, "This isn\u2019t an entailment or a contradiction.", "no label")),
     ("There is no direct contradiction.", "stop", (None, "There is no direct contradiction.", "no label")),
+    *((reply, "stop", (None, reply.strip("`"), "no label")) for reply in (
+        "This is not `entailment`.", "The answer is not neutral.", "It cannot be entailment", "It is neither neutral nor contradiction.",
+        "There is no contradiction or entailment, it is open.", "not *an* entailment", "nonneutral")),
+    *((f"Reason: a b.\nLabel: {said}", "stop", (label, "a b.", "")) for said, label in (
+        ("not `entailment`, neutral", "neutral"), ("not  entailment; neutral", "neutral"), ("not (entailment): neutral", "neutral"),
+        ("not \u2018neutral\u2019 but entailment", "entailment"), ("not _neutral_ but entailment", "entailment"), ("nonneutral entailment", "entailment"),
+        ("not only neutral", "neutral"), ("Neutral, not entailment or contradiction", "neutral"))),
+    ('{"thought": "a dog.", "verdict": "entailment"}', "stop", (None, "", "no label")),
+    ('{"result": {"reason": "a dog.", "label": "neutral"}}', "stop", (None, "", "no label")),
+    ('{}\nReason: a {"x": 1} b.\nLabel: neutral', "stop", ("neutral", 'a {"x": 1} b.', "")),
     ("Reason: a \ufffd.\nLabel: neutral", "stop", ("neutral", "a \ufffd.", "broken characters")),
     ("1. The reason: a spaniel is a dog.\n2. Final label: entailment", "stop", ("entailment", "a spaniel is a dog.", "")),
 ])

@@ -273,6 +273,12 @@ def test_faults_name_file_line_column_and_value(tmp_path):
     with pytest.raises(DataError, match=r"y\.csv:1: no column for the label .*present: premise, hypothesis, Label"):
         read_examples(path)
     path = write(tmp_path / "y.csv", "premise,hypothesis,label,why\na,b,neutral,c\n")
+    row = {"premise": "a", "hypothesis": "b", "label": "neutral"}
+    lines = write(tmp_path / "y.jsonl", "".join(json.dumps(row | why) + "\n" for why in ({"id": None}, {"id": "", "why": "c"})))
+    assert [e.id for e in read_examples(lines)] == ["y-1", "y-2"], "what is empty tells no row from another"
+    assert [e.explanations for e in read_examples(f"{lines}?rationale=why")] == [(), ("c",)]
+    with pytest.raises(DataError, match="y.jsonl: no row has whi, which was named for the rationale"):
+        read_examples(f"{lines}?rationale=whi")
     for ours in ("split", "rationale", "id"):  # a name that was given is not passed over
         with pytest.raises(DataError, match=rf"y\.csv:1: no column for the {ours} \(one of whi\)"):
             read_examples(f"{path}?{ours}=whi")
@@ -339,7 +345,7 @@ def test_numbers_need_to_be_told_and_columns_can_be(tmp_path, letters, label):
     with pytest.raises(DataError, match="n.csv:2: gold is '1'; .* three readings are in use"):
         read_examples(names)
     assert read_examples(f"{names}&labels={letters}") == [Example("n-2", "a", "b", label)]
-    for wrong in ("labels=ENE", "premises=a", "max_bad=ten"):
+    for wrong in ("labels=ENE", "premises=a", "max_bad=ten", "max_bad", "NEC"):
         with pytest.raises(DataError, match="after . stand labels=ENC"):
             read_examples(f"{path}?{wrong}")
 
@@ -436,6 +442,8 @@ def test_reasons_without_sentences_find_theirs(tmp_path, tokenizer):
     assert [e.premise for e in read_examples(f"{path}?pairs={split}&max_bad=1", "test")] == ["p2", "p1"], "in the splits of the pairs"
     assert read_examples(name) == [Example(i, "A dog naps.", "A dog rests.", label, reasons) for i, label, reasons in
                                    (("2", "neutral", ("n2",)), ("1", "entailment", ("e1",)), ("4", None, ()))]
+    table = write(tmp_path / "reasons.csv", "id,entailment,neutral,contradiction\n2,e2,n2,c2\n")
+    assert [e.explanations for e in read_examples(f"{table}?pairs={pairs}")] == [("n2",)]
     for ours, asked in (("pairID", ""), ("uid", "&id=uid")):
         other = write(tmp_path / "other.jsonl", path.read_text().replace('"id"', f'"{ours}"'))
         assert read_examples(f"{other}?pairs={pairs}{asked}") == read_examples(name)
@@ -732,6 +740,7 @@ def test_what_is_written_is_read_back(name, label):
     ("rationale_then_label", "neutral", (None, "neutral")),
     ("rationale_then_label", "x answer: neutral and more", (None, "x answer: neutral and more")),
     ("rationale_then_label", "my nonanswer: neutral", (None, "my nonanswer: neutral")),
+    ("predict", "CONTRAD\u0130CT\u0130ON", (None, "CONTRAD\u0130CT\u0130ON")),  # what is an i in one alphabet is none in another
     ("instruction", "Yes.", ("entailment", "")),
     ("instruction", "- no", ("contradiction", "")),
     ("instruction", "it is  not possible to tell", ("neutral", "")),
@@ -848,10 +857,15 @@ def test_encoded_rows_are_those_of_encode_examples(tokenizer, tmp_path, monkeypa
     assert len(data.encoded_rows(path, None, tokenizer, tasks, 20, 12)["predict"]) == 68, "the second time nothing is encoded"
     monkeypatch.undo()
     monkeypatch.setenv("APPRENTICE_CACHE", str(tmp_path / "cache"))
-    for file in (tmp_path / "cache" / "encoded").glob("*/predict.ids"):  # as a power cut leaves them
-        file.unlink()  # what is mapped of it stays
-        file.touch()
-    assert same(data.encoded_rows(path, None, tokenizer, tasks, 20, 12)["predict"], rows["predict"])
+    for left in (0, 40):
+        for file in (tmp_path / "cache" / "encoded").glob("*/predict.ids"):  # as a power cut leaves them
+            whole = file.read_bytes()
+            file.unlink()  # what is mapped of it stays
+            file.write_bytes(whole[:left])
+        assert same(data.encoded_rows(path, None, tokenizer, tasks, 20, 12)["predict"], rows["predict"])
+    bad = write(tmp_path / "bad.jsonl", path.read_text() + "\n[]" * 9)
+    with pytest.raises(DataError, match="9 of 79 are at fault"):
+        data.encoded_rows(bad, None, tokenizer, tasks)
     data.encoded_rows(path, None, tokenizer, tasks, 20, 13)
     write(path, path.read_text().replace("spaniel", "poodle"))
     data.encoded_rows(path, None, tokenizer, tasks, 20, 12)
@@ -956,8 +970,8 @@ def test_a_page_counts_what_one_can_count_by_hand(tmp_path, capsys, tokenizer):
     lengths = [len(tokenizer.encode(line["premise"])) - 1 for line in lines if line["label"] == "contradiction"]
     assert table["tokens of its premise"][2] == round(sum(lengths) / 3, 1)
     longer = [len(tokenizer.encode(text)) - 1 > 16 for text in ("Just because he can.", "A man runs.", "A he does it.")]
-    assert table["% with over 16 tokens of its explanation"] == [0, 0, round(100 * sum(longer) / 3, 1), 0] and any(longer)
-    assert table["% with over 16 tokens of its source"] == [100] * 4
+    assert table["% cut at 16: tokens of its explanation"] == [0, 0, round(100 * sum(longer) / 3, 1), 0] and any(longer)
+    assert table["% cut at 16: tokens of its source"] == [100] * 4
     assert told["min words of its explanation"].startswith("1 ") and told["comes twice, with several labels"] == "5 neutral"
     write(tmp_path / "h.csv", ",".join(DEV_HEADER) + "\n" + ",".join(dev_row("x", "neutral", reasons=("one", "")))  + "\n")
     data.explore(str(tmp_path / "h.csv"), tmp_path / "b.png")
@@ -1011,5 +1025,5 @@ def test_the_page_of_the_real_dev_split(tmp_path, capsys):
     assert "nobody 100%" in told["hypothesis phrases of contradiction"] and "sleeping 88%" in told["hypothesis phrases of contradiction"]
     assert told["explanation phrases of neutral"].startswith("just because 99%")
     assert table["% of the premise's words highlighted"][1] == 0, "of a neutral pair only the hypothesis was to be marked"
-    assert table["% with over 64 tokens of its source"][1] < 10 < table["% with over 32 tokens of its source"][1]
+    assert table["% cut at 64: tokens of its source"][1] < 10 < table["% cut at 32: tokens of its source"][1]
     assert 16 < table["tokens of its premise"][0] < 20 and table["tokens of its premise"][0] > table["words of its premise"][0]

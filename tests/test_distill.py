@@ -99,7 +99,9 @@ def test_a_loss_is_its_definition_and_its_gradient_is_the_slope(kind):
     mask = torch.tensor([[True, True, False], [True, False, False]])
     options = dict(kind=kind, temperature=2.0, beta=0.3, skew=0.2)
     want = sum(brute(kind, s[b, i].tolist(), t[b, i].tolist(), 2.0, 0.3, 0.2) for b, i in mask.nonzero().tolist()) / 3
-    assert distillation_loss(s, t, mask, **options).item() == pytest.approx(want, rel=1e-10)
+    assert distillation_loss(s, t, mask, **options).item() == pytest.approx(want, rel=1e-10) == distillation_loss(s, t, mask.long(), **options).item()
+    with pytest.raises(ValueError, match="temperature is 0, above 0"):
+        distillation_loss(s, t, mask, kind, temperature=0)
     assert torch.autograd.gradcheck(lambda x: distillation_loss(x, t, mask, **options), s.clone().requires_grad_())
     assert distillation_loss(s, t, mask & False, **options).item() == 0
     if kind != "soft_ce":
@@ -593,7 +595,18 @@ def test_what_must_fail_is_told_before_anything_is_trained(world, tmp_path):
             main(["configs/tiny.py", f"--teacher={teacher}", f"--out_dir={tmp_path / 'out' if 'no' in teacher else world}", "--name=a"])
     with pytest.raises(DataError, match="would be overwritten"):
         main(["configs/tiny.py", "--teacher=", "--kd_weight=0", "--teacher_writes=none", f"--student={world / 'b'}", f"--out_dir={world}", "--name=b"])
+    with pytest.raises(DataError, match="is no run, and so it tells labels alone; format=rationale_then_label learns reasons too: set format=predict"):
+        main(["configs/tiny.py", "--kd_weight=0", "--teacher_writes=all", f"--teacher={world / 'a'}", f"--out_dir={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
+    small = dict(student="nano", data="toy:80", device="cpu", name="one", out_dir=str(tmp_path), max_steps=1, batch_size=8, eval_rows=2,
+                 vocabulary=str(world / "spiece.model"))
+    shutil.copy(world / "words.jsonl", said := tmp_path / "said.jsonl")
+    train(one := Config(**small, teacher=str(said)), {})
+    said.unlink()
+    distill.check(one)  # it is finished, and needs what it learnt from no more
+    distill.check(replace(one, name="two", teacher="", student=str(tmp_path / "to come")), made=[tmp_path / "to come"])
+    with pytest.raises(CheckpointError, match="to come"):
+        distill.check(replace(one, name="two", teacher="", student=str(tmp_path / "to come")))
 
 
 def test_on_policy_a_head_with_more_rows_than_words_trains():

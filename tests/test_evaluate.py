@@ -262,6 +262,9 @@ def test_bert_score_is_that_of_the_package(encoder):
 def test_bert_score_where_it_differs_from_the_package(encoder):
     P, R, F = ev.bert_score(["", "w3 w4", "w5", "w3 w4 w5", "w5"], ["w3", "", "w5", "w3 w4 w5", ["w5 w6 w7", "w5"]], encoder, Words())
     assert P.tolist() == pytest.approx([0, 0, 1, 1, 1], abs=1e-6)    # a text without tokens scores 0, one token does not
+    for wrong in (("w3", "w3"), (["w3"], [[]]), (["w3"], ["w3", "w4"])):
+        with pytest.raises(ValueError, match="bert_score: a list of . predictions needs as many"):
+            ev.bert_score(*wrong, encoder, Words())
     assert R.tolist() == pytest.approx([0, 0, 1, 1, 1], abs=1e-6) and F.tolist() == pytest.approx([0, 0, 1, 1, 1], abs=1e-6)
     with torch.no_grad():                                            # one pair by hand: the states without </s>, every cosine
         a, b = (encoder.encode(torch.tensor([Words().encode(text)]))[0, :-1].double().numpy() for text in ("w9 w8", "w7 w9 w6"))
@@ -385,11 +388,12 @@ def test_what_training_never_said(tmp_path):
     assert unheard(data=people, teacher=f"x@2+{said}@0.5") == {("a", "pet", "sleeps"), ("c", "d", "e")}
     assert len(unheard(data=people, teacher_writes="all")) == 5 and unheard(data=people, teacher="gone.jsonl") is None
     taught = {"premise": "a", "hypothesis": "h", "label": E, "explanations": ["The dog, a pet"]}                     # of a file for all rows it hears
-    for rows, heard in (([taught], 2), ([taught | {"premise": "P"}], 0)):                                            # none to held-out premises
-        (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (tmp_path / "d.jsonl").write_text("".join(json.dumps(taught | {"premise": x, "explanations": [], "split": own}) + "\n"
-                                                  for x, own in (("a", "train"), ("p", "test"))))
-        assert len(unheard(data=str(tmp_path / "d.jsonl"))) - len(unheard(data=str(tmp_path / "d.jsonl"), teacher=str(tmp_path / "all.jsonl"))) == heard
+    for name, *rows in (("d", "a train", "p test", "v validation"), ("t", "t test", "u train")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(taught | {"premise": row[0], "explanations": [], "split": row[2:]}) + "\n" for row in rows))
+    how = {"data": str(tmp_path / "d.jsonl"), "tests": str(tmp_path / "t.jsonl")}
+    for row, heard in (({}, 2), ({"premise": "u"}, 2), ({"premise": "P"}, 0), ({"premise": "v"}, 0), ({"premise": "t"}, 0), ({"label": ""}, 0)):
+        (tmp_path / "all.jsonl").write_text(json.dumps(taught | row) + "\n")                                        # none to held-out premises
+        assert len(unheard(**how)) - len(unheard(**how, teacher=str(tmp_path / "all.jsonl"))) == heard
     more = file("more.jsonl", ["the dog a"], ["dog a pet"])
     assert unheard(data=more, labelled_rows=1) - unheard(data=more) == {("dog", "a", "pet")}
     assert ev.read_reason({**line, "marked": []}, new)["new triples"] == pytest.approx(1 / 3)
