@@ -766,7 +766,7 @@ def train(config, origin):
     run = {"settings": settings, "origin": origin, "command": shlex.join(sys.argv), "git": git, "finished": False,
            "versions": {"python": sys.version.split()[0], "torch": torch.__version__}, "device": config.torch_device}
     if config.format == "simulate" and (whose := Path(config.data).parent / "eval.json").is_file() and (made := read_json(whose).get("weights")):
-        run["learnt_from"] = made  # evaluate.py asks whether these are still the weights that answer
+        run["answers_of"] = made  # evaluate.py asks whether these are still the weights that answer
     replace_file(folder / "run.json", json.dumps(run, indent=1).encode())
     trainer, tokenizer, lengths, batches_of, held_out, learnt = prepare(config)
     sampler = BucketSampler(lengths, config.batch_size, config.seed)

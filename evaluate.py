@@ -321,7 +321,7 @@ def bert_scorer(name, examples, layer=0, idf=False, rescale=False, device="cpu")
     if not rescale or len(texts) < 2:
         return score
     texts, folder = random.Random(0).sample(texts, min(len(texts), 2000)), fetch(name)
-    made = f"weights {weights_digest(folder, 'spiece.model')}, texts {zlib.crc32(repr(texts).encode()):08x}"
+    made = f"weights {weights_digest(folder, 'spiece.model', 'config.json')}, texts {zlib.crc32(repr(texts).encode()):08x}"
     store, key = folder / "bert_score.json", f"layer {layer}, idf {idf}, {made}"
     known = json.loads(store.read_text()) if store.is_file() else {}
     if key not in known:
@@ -338,9 +338,9 @@ def finding(function, table, *pictures):
 
 def calibration(scores, gold, held_out_scores, held_out_gold, bins=10):
     """Does the model know how sure it is (of a label after its own reason, where it reasons first)? ECE: the gap between the likeliest label's probability
-    and how often it is right, in ten bins of equal width, weighted by their rows; the temperature that divides the scores is fitted on validation rows of other
-    premises, if there are any (Guo et al. 2017, arXiv 1706.04599, equation 3). As sure of every answer as right on average: that has an ECE of 0 too, and can't
-    tell its weak spots."""
+    and how often it is right, in ten bins of equal width, weighted by their rows; the temperature that divides the scores is fitted on those of the first
+    1,000 validation rows that have other premises, if there are any (Guo et al. 2017, arXiv 1706.04599, equation 3). As sure of every answer as right on
+    average: that has an ECE of 0 too, and can't tell its weak spots."""
     table, lines, temperatures = {}, {"as sure as right": ((1 / 3, 1), (1 / 3, 1))}, {"as it is": 1.0}
     if len(held_out_gold):
         temperatures["temperature fitted"] = min(np.geomspace(0.05, 20, 601).tolist(), key=lambda T: float(F.cross_entropy(held_out_scores / T, held_out_gold)))
@@ -429,7 +429,8 @@ def manner(named_lines):
         joints = Counter(joint for reason in counts.elements() for joint in JOINTS.findall(reason))
         if counts:
             table[name] = mean | {"words": f"{mean['words']:.1f}", "joints": f"{mean['joints']:.1f}", "different reasons": len(counts) / len(lines),
-                                  "different words": len(set(" ".join(counts).split())), "most used joints": " ".join(dict(joints.most_common(4)))}
+                                  "different words": len(set(re.findall(r"[\w'’-]+", " ".join(counts)))),
+                                  "most used joints": " ".join(dict(joints.most_common(4)))}
     return finding(manner, table)
 
 def breakdown(lines):
@@ -482,18 +483,18 @@ def leakage_adjusted(from_input, from_reason, from_both, premises, seed=0):
     return {"LAS": found[0], "95% interval": found[1], "simulatability": float(gain.mean()), "rows that leak": int(leaks.sum()),
             "that do not": int((1 - leaks).sum()), "right from input": float(np.mean(from_input)), "from both": float(np.mean(from_both))}
 
-def simulatability(lines, seed=0, simulator=None):
+def simulatability(lines, seed=0, simulator=None, heard=()):
     """Does the reason help to foresee the answer, beyond giving it away? LAS (Hase et al. 2020), its two bins, and plain simulatability. N-grams, as a
     simulator, are cheap and blind to how sentences hang together: a lower bound. The T5 of configs/simulator.py, minutes of training, has learnt this run's
-    answers from input, reason or both and is asked of premises new to it. A bin of few rows tells nothing; a reason made up after the answer can help as much
-    as the true one."""
+    answers from input, reason or both and is asked of premises new to it (not heard, in lower case). A bin of few rows tells nothing; a reason made up after
+    the answer can help as much as the true one."""
     marked = [re.sub(r"\w+", r"p_\g<0>", line["premise"]) + re.sub(r"\w+", r" h_\g<0>", line["hypothesis"]) for line in lines]
     reasons, answers = [line["rationale"] for line in lines], [line["label"] for line in lines]
     views = {"input": marked, "reason": reasons, "both": [f"{a} {b}" for a, b in zip(marked, reasons, strict=True)]}
     guesses = cross_fitted(lines, [(i, text, answers[i]) for texts in views.values() for i, text in enumerate(texts)], views)
     right = (np.array(guesses[view]) == answers for view in views)
     table = {"n-grams": leakage_adjusted(*right, [line["premise"] for line in lines], seed)}
-    if simulator and (unseen := [line for line in lines if split_of(line["premise"]) != "train"]):
+    if simulator and (unseen := [line for line in lines if line["premise"].lower() not in heard]):
         guesses = simulator.answer([(line["premise"], line["hypothesis"]) for line in unseen], rationales=[line["rationale"] for line in unseen])
         right = np.array([[guess == line["label"] for guess in a.text.split("\n")] for a, line in zip(guesses, unseen, strict=True)])
         table["T5"] = leakage_adjusted(*right.T, [line["premise"] for line in unseen], seed)  # of each row three guesses: from input, reason, both
@@ -534,8 +535,10 @@ def insertions(lines, answer, seed=0):
     rng, changed = random.Random(seed), []
     for line in lines:
         for spot in re.finditer(r"(?i)\b(?:(is|are)|an?|the|two|three|some) ", line["hypothesis"]):
-            word = rng.choice(adverbs if spot[1] else adjectives)
-            changed.append((line, word, f"{line['hypothesis'][: spot.end()]}{word} {line['hypothesis'][spot.end() :]}"))
+            said = set(re.findall(r"\w+", f"{line['premise']} {line['hypothesis']} {line['rationale']}".lower()))  # to say these again names nothing
+            word = rng.choice([word for word in (adverbs if spot[1] else adjectives) if word not in said] or ["quite"])
+            before = re.sub(r"(?i)\b(a)n? $", rf"\1{'n' * (word[0] in 'aeiou')} ", line["hypothesis"][: spot.end()])
+            changed.append((line, word, f"{before}{word} {line['hypothesis'][spot.end() :]}"))
     answers = answer([(line["premise"], hypothesis) for line, _, hypothesis in changed])
     flips = [word in re.findall(r"\w+", a.rationale.lower()) for (line, word, _), a in zip(changed, answers, strict=True) if a.label != line["label"]]
     found = {"tried": len(changed), "answer flips": len(flips) / len(changed) if changed else None}
@@ -557,11 +560,19 @@ def noise_curves(lines, apprentice, seed=0, num_beams=1):
     """Do answer and reason give way together? Gaussian noise of growing size, in standard deviations of the embeddings, is added to what the encoder reads
     ("robustness equivalence", Wiegreffe et al. 2021, arXiv 2010.12762). Kept: ROUGE-L to the reason without noise, where the answer stayed and where it moved.
     Costs an answer a row and size. A reason that rests on what the answer rests on falls with it; both may also fall for different causes."""
-    scale, generator, table = float(apprentice.model.shared.weight.detach().std()), torch.Generator().manual_seed(seed), {}
+    scale, table = float(apprentice.model.shared.weight.detach().std()), {}
+    def noise(x, mask):
+        """Each row's own, told by its last tokens: the same for the label's source and the reason's, in any batch."""
+        found = torch.zeros(x.shape)
+        for i, row in enumerate(x):
+            n = int(mask[i].sum()) if mask is not None else len(row)
+            own = torch.Generator().manual_seed(seed + zlib.crc32(row[:n][-9:].float().cpu().numpy().tobytes()))
+            found[i, :n] = torch.randn((max(apprentice.max_source, n), x.shape[-1]), generator=own)[-n:]  # the ends stand one below the other
+        return found
     score = lambda answer, texts: rouge(answer.rationale, texts)["rougeL"][2]  # noqa: E731
     sizes, pairs = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), [(line["premise"], line["hypothesis"]) for line in lines]
     for size in sizes:
-        noisy = lambda _, args, size=size: (args[0] + size * scale * torch.randn(args[0].shape, generator=generator).to(args[0]), *args[1:])  # noqa: E731
+        noisy = lambda _, args, size=size: (args[0] + size * scale * noise(args[0], args[1]).to(args[0]), *args[1:])  # noqa: E731
         with apprentice.model.encoder.register_forward_pre_hook(noisy):
             answers = list(zip(apprentice.answer(pairs, num_beams), lines, strict=True))
         rows = [{"answer stays": a.label == line["label"], "right": a.label == line["gold_label"],
@@ -607,9 +618,10 @@ def attribution_overlap(lines, apprentice, seed=0):
 
 @torch.no_grad()
 def landscape(examples, apprentice, points, seed=0):
-    """How does the loss lie around the weights? Mean cross-entropy of a token of gold labels and human reasons (of up to 64 rows), along two random directions
-    from the weights. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li et al. 2018, arXiv 1712.09913, section 4), so
-    that a step of 1 undoes as much in every run; norms stand still. Two directions of very many: a slice, and a flat one proves no good generalisation."""
+    """How does the loss lie around the weights? Cross-entropy of gold labels and human reasons (of up to 64 rows; a task's mean over its tokens, and of tasks
+    their mean), along two random directions from the weights. In a direction each row of a matrix is as long as the weights' own (filter normalisation: Li
+    et al. 2018, arXiv 1712.09913, section 4), so that a step of 1 undoes as much in every run; norms stand still. Two directions of very many: a slice,
+    and a flat one proves no good generalisation."""
     half, generator, batches = max(1, points // 2), torch.Generator().manual_seed(seed), [b for _, b in task_batches(apprentice, examples)]
     steps = np.arange(-half, half + 1) / half
     matrices, grid = {name: p for name, p in apprentice.model.named_parameters() if p.dim() == 2}, np.zeros((len(steps), len(steps)))
@@ -766,7 +778,12 @@ def judge(path, opt, baselines, simulators):
         predictions = [{"id": e.id, **vars(a)} for e, a in zip(examples, ask(pairs), strict=True)]
     ids, kept = ({e.id for e in rows} for rows in (everything, examples))
     predictions = [p for p in predictions if p["id"] in kept or p["id"] not in ids]  # without what --limit leaves out
-    lines = join(examples, predictions)
+    lines, simulator, heard = join(examples, predictions), simulators.get(path), set()
+    if apprentice:  # a simulator learns from 80% of any rows, of those too that a file's hash calls test
+        lines = [{**line, "split": split_of(f"simulator: {line['premise']}")} for line in lines]
+        heard = {line["premise"].lower() for line in lines if line["split"] == "train"}
+    elif simulator:
+        heard = {e.premise.lower() for e in stream_examples(simulator.run["settings"]["data"], "train")}
     result = {"run": str(path), **opt, "data": name, "split": split, **evaluate(lines, seed, embed), "unlabelled": size - len(lines), "settings": settings,
               **({**apprentice.cost(pairs[:20], opt["num_beams"]), "weights": weights_digest(path)} if apprentice else {})}
     baselines[name, split] = result["baselines"] = baselines.get((name, split)) or reference_baselines(examples, seed, embed)  # the same for every run
@@ -778,7 +795,7 @@ def judge(path, opt, baselines, simulators):
     lines, human = ([{**line, **read_reason(line, new)} for line in rows] if any(line["rationale"] for line in rows) else rows for rows in (lines, human))
     said, found = [line for line in lines if line["rationale"] and line["label"] in LABELS], {"Where it is right": breakdown(lines)}
     if len({line["premise"] for line in said}) >= 50:
-        found["Simulatability"] = simulatability(said, seed, simulators.get(path))
+        found["Simulatability"] = simulatability(said, seed, simulator, heard)
     if len({line["premise"] for line in said if line["references"]}) >= 50:  # what people say teaches its reader
         found["Consistency"] = consistency(said, seed)
     if apprentice and opt["probes"]:
@@ -824,7 +841,7 @@ def main(argv):
         learnt = Path(simulator.run.get("settings", {}).get("data", "")).resolve()
         simulators |= {path: simulator for path in map(Path, words) if learnt in (path.resolve(), path.resolve() / "predictions.jsonl")}
         for path in (path for path, mine in simulators.items() if mine is simulator and path.is_dir()):
-            if simulator.run.get("learnt_from", made := weights_digest(path)) != made:
+            if simulator.run.get("answers_of") != weights_digest(path):
                 raise DataError(f"{name} has learnt what other weights of {path} answered: evaluate {path} without it, delete {name}, train it anew")
         if simulator not in simulators.values() or simulator.format != "simulate":
             raise DataError(f"{name} did not learn what {words[0]} answers: python distill.py configs/simulator.py "

@@ -833,7 +833,7 @@ def test_a_simulator_notes_whose_answers_it_learns(world, tmp_path):
     rows = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": "neutral", "rationale": "so."} for e in read_examples("toy:80", "train")]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = train(settings(world, tmp_path, data=str(tmp_path / "predictions.jsonl"), format="simulate", max_steps=1, eval_every=1), {})
-    assert json.loads((folder / "run.json").read_text())["learnt_from"] == "1234"
+    assert json.loads((folder / "run.json").read_text())["answers_of"] == "1234"
 
 
 @pytest.mark.skipif("APPRENTICE_REAL" not in os.environ, reason="needs the real data")

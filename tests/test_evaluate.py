@@ -466,17 +466,40 @@ class Simulator:
 
 
 def test_a_learnt_simulator_is_asked_of_unseen_premises_only():
-    unseen = [f"p{i}" for i in range(99) if split_of(f"p{i}") != "train"][:6]
+    unseen = [f"p{i}" for i in range(6)]
     answers, reasons = [E, N, N, C, C, C], [f"{E} yes", f"{N} so", f"{N} odd", f"{E} odd", f"{C} so", f"{N} odd"]
     lines = [{"premise": premise, "hypothesis": "h", "label": label, "rationale": reason}
              for premise, label, reason in zip(unseen, answers, reasons, strict=True)]
-    seen = [{"premise": f"p{i}", "hypothesis": "h", "label": C, "rationale": "so"} for i in range(40) if split_of(f"p{i}") == "train"]
-    row = ev.simulatability(seen + lines, simulator=Simulator())["table"]["T5"]
+    seen = [{"premise": f"p{i}", "hypothesis": "h", "label": C, "rationale": "so"} for i in range(10, 40)]
+    heard = {line["premise"] for line in seen}
+    row = ev.simulatability(seen + lines, simulator=Simulator(), heard=heard)["table"]["T5"]
     # leaks: rows 0, 1, 2, 4; there both minus input = 0, +1, 0, +1 -> 1/2; others: rows 3, 5: 0, 0 -> 0
     assert (row["rows that leak"], row["that do not"]) == (4, 2)
     assert row["LAS"] == pytest.approx(1 / 4) and row["simulatability"] == pytest.approx(2 / 6)
     assert row["right from input"] == pytest.approx(1 / 6) and row["from both"] == pytest.approx(3 / 6)
-    assert set(ev.simulatability(seen, simulator=Simulator())["table"]) == {"n-grams"}          # nothing unseen to ask it of
+    assert set(ev.simulatability(seen, simulator=Simulator(), heard=heard)["table"]) == {"n-grams"}          # nothing unseen to ask it of
+
+
+def test_what_a_simulator_learns_is_not_asked_of_it(tiny, tmp_path, monkeypatch):
+    """Whatever the data's own splits are: a file's, all of whose rows its premises' hash calls test, and those of predictions made elsewhere."""
+    model, tokenizer, _ = tiny
+    examples = [e for e in toy_examples(1500, 3) if split_of(e.premise) == "test"]
+    rows = [{"id": e.id, "premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "explanations": e.explanations} for e in examples]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_of(model, tokenizer, run := tmp_path / "run", "multitask", data=str(tmp_path / "data.jsonl"))
+    made = tmp_path / "made.jsonl"
+    made.write_text("".join(json.dumps({**row, "rationale": "so.", "split": ["test", "train"][i % 2]}) + "\n" for i, row in enumerate(rows)))
+    run_of(model, tokenizer, tmp_path / "first", "simulate", data=str(run / "predictions.jsonl"), answers_of=weights_digest(run))
+    run_of(model, tokenizer, tmp_path / "second", "simulate", data=str(made))
+    monkeypatch.setattr(Apprentice, "answer_once", lambda _, pairs, folder, num_beams=1: [Answer(E, "so.", "")] * len(pairs))
+    told = {}
+    monkeypatch.setattr(ev, "simulatability", lambda lines, seed, simulator, heard: told.update({str(simulator.run["settings"]["data"]): (lines, heard)})
+                        or ev.finding(ev.manner, {"n-grams": {}}))
+    ev.main([str(run), "--probes=0", f"--simulator={tmp_path / 'first'}"])
+    ev.main([str(made), f"--data={tmp_path / 'data.jsonl'}", "--probes=0", f"--simulator={tmp_path / 'second'}"])
+    for data, ((lines, heard), share) in zip(told, zip(told.values(), (0.8, 0.5), strict=True), strict=True):
+        assert heard == {e.premise.lower() for e in read_examples(data, "train")} and heard < {line["premise"].lower() for line in lines}
+        assert len(heard) / len({line["premise"] for line in lines}) == pytest.approx(share, abs=0.15)
 
 
 def test_the_cheap_reader_learns_and_never_from_its_own_premise():
@@ -544,8 +567,15 @@ def test_inserted_words():
     for seed in range(20):  # "old" is no word of that
         row = ev.insertions([{**lines[0], "hypothesis": "A dog naps"}], lambda pairs: told[: len(pairs)], seed)["table"]["inserted words"]
         assert row == {"tried": 1, "answer flips": 1, "flips whose reason names it": 0}
-    assert all(len(hypothesis.split()) == 7 and {"a", "dog", "is", "near", "the", "bench"} < set(hypothesis.split()) for _, hypothesis in asked)
-    assert re.fullmatch(r"a \w+ dog is near the bench", asked[0][1]) and re.fullmatch(r"a dog is \w+ near the bench", asked[1][1])
+    assert all(len(hypothesis.split()) == 7 and {"dog", "is", "near", "the", "bench"} < set(hypothesis.split()) for _, hypothesis in asked)
+    adjectives = "happy strange quiet famous tired clever friendly"
+    line = {**lines[0], "hypothesis": "an old dog and a cat", "rationale": "An owl."}
+    for said, word in ((adjectives, "quite"), (adjectives.replace("happy ", "") + " old", "happy"), (adjectives.replace("happy", "an apple"), "happy")):
+        ev.insertions([line | {"premise": said}], lambda pairs: asked.extend(pairs) or [Answer(E, "", "")] * len(pairs))
+        assert [hypothesis for _, hypothesis in asked[-2:]] == [f"a {word} old dog and a cat", f"an old dog and a {word} cat"]
+    ev.insertions([line | {"premise": adjectives, "hypothesis": "a cat"}], lambda pairs: asked.extend(pairs) or [Answer(E, "", "")])
+    assert asked[-1][1] == "an old cat"                        # the article goes with the word
+    assert re.fullmatch(r"an? \w+ dog is near the bench", asked[0][1]) and re.fullmatch(r"a dog is \w+ near the bench", asked[1][1])
 
 
 @pytest.fixture
@@ -558,7 +588,7 @@ def explainer(tiny):
     return apprentice, ev.join(examples[:4], answers), examples
 
 
-def test_noise_grows_from_nothing_and_leaves_no_trace(explainer):
+def test_noise_grows_from_nothing_and_leaves_no_trace(explainer, monkeypatch):
     apprentice, lines, _ = explainer
     pairs = [(line["premise"], line["hypothesis"]) for line in lines]
     before = apprentice.answer(pairs)
@@ -568,7 +598,15 @@ def test_noise_grows_from_nothing_and_leaves_no_trace(explainer):
     assert table[0]["answer stays"] == 1 and table[0]["kept, answer stays"] == 1 and "kept, answer moves" not in table[0]
     assert table[-1]["kept, answer stays"] < 0.7               # noise of four times the embeddings' size drowns them
     assert apprentice.answer(pairs) == before and not apprentice.model.encoder._forward_pre_hooks
-    assert ev.noise_curves(lines, apprentice, seed=1) == found
+    with monkeypatch.context() as patch:
+        patch.setattr("apprentice.BUDGET", 1)                  # each row by itself
+        assert ev.noise_curves(lines, apprentice, seed=1) == found and ev.noise_curves(lines, apprentice, seed=2) != found
+    read = []
+    with apprentice.model.encoder.dropout.register_forward_pre_hook(lambda _, args: read.append(args[0]) if args[0].shape[1] > 10 else None):
+        ev.noise_curves(lines[:1], apprentice, seed=1)
+    sources = [x for x in read if len(x) == 1][::2]            # not what leaves it
+    assert all(torch.equal(a[:, -9:], b[:, -9:]) for a, b in zip(sources[::2], sources[1::2], strict=True)), "label and reason hear the same noise"
+    assert not torch.equal(sources[0][:, -9:], sources[2][:, -9:])
     bare = [{**line, "references": ()} for line in lines]
     assert all("ROUGE-L" not in row and row.keys() == found["table"][name].keys() - {"ROUGE-L"} for name, row in
                ev.noise_curves(bare, apprentice, seed=1)["table"].items())
@@ -807,9 +845,9 @@ def test_a_run_that_answers_before_it_explains(tiny, tmp_path, monkeypatch, caps
     simulator.mkdir()
     for name in ("config.json", "model.safetensors", "spiece.model"):
         (simulator / name).write_bytes((tmp_path / name).read_bytes())
-    told = {"settings": {"format": "simulate", "data": str(tmp_path / "predictions.jsonl")}, "learnt_from": weights_digest(tmp_path)}
+    told = {"settings": {"format": "simulate", "data": str(tmp_path / "predictions.jsonl")}, "answers_of": weights_digest(tmp_path)}
     for mark, says in (("", None), ("x", "has learnt what other weights of .* answered: evaluate .* without it, delete .*, train it anew")):
-        (simulator / "run.json").write_text(json.dumps(told | {"learnt_from": told["learnt_from"] + mark}))
+        (simulator / "run.json").write_text(json.dumps(told | {"answers_of": told["answers_of"] + mark}))
         with pytest.raises(DataError, match=says) if says else contextlib.nullcontext():
             ev.main([str(tmp_path), "--limit=12", "--probes=0", f"--simulator={simulator}"])
     with pytest.raises(DataError, match="is a simulator, which foretells"):
@@ -817,7 +855,7 @@ def test_a_run_that_answers_before_it_explains(tiny, tmp_path, monkeypatch, caps
     pairs = []                                                # of two runs each may have its own
     for name in "ab":
         run_of(T5(model.config), tokenizer, tmp_path / name, "multitask")
-        run_of(model, tokenizer, tmp_path / f"{name}-simulator", "simulate", data=str(tmp_path / name), learnt_from=weights_digest(tmp_path / name))
+        run_of(model, tokenizer, tmp_path / f"{name}-simulator", "simulate", data=str(tmp_path / name), answers_of=weights_digest(tmp_path / name))
         pairs += [(str(tmp_path / name), str(tmp_path / f"{name}-simulator"))]
     runs, simulators = zip(*pairs, strict=True)
     ev.main([*runs, "--limit=2", "--probes=0", f"--simulator={','.join(simulators)}"])
