@@ -684,7 +684,7 @@ class Apprentice:
         """[(premise, hypothesis), …] -> [Answer, …] in the same order; of several tasks that name a label the last counts. Pairs of like
         length are answered together. rationales: the reasons (N texts) that a simulator is shown; how: more options of `generate`."""
         pairs = list(pairs)
-        if wrong := [pair for pair in pairs if not isinstance(pair, (tuple, list)) or [*map(type, pair)] != [str, str]]:
+        if wrong := [pair for pair in pairs if isinstance(pair, (str, dict)) or [isinstance(text, str) for text in pair] != [True, True]]:
             raise DataError(f"answer takes a list of (premise, hypothesis), two texts each, not {wrong[0]!r:.80}")
         examples = [Example(str(i), *pair, None, (reason,)) for i, (pair, reason) in enumerate(zip(pairs, rationales or [""] * len(pairs), strict=True))]
         answers = [Answer(None, "", "") for _ in pairs]
@@ -990,18 +990,19 @@ FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；])
                    re.I | re.M)
 HEADING = re.compile(rf"^[^\w\n]*[#*][^\w\n]*({'|'.join(WHY + WHAT)})[^\w\n]*$", re.I | re.M)  # "### Reason", "**Label**"
 NAMED = re.compile(rf"(?<![a-z])(?:{'|'.join(LABELS)})", re.I)
-# "not a clear entailment or contradiction", "isn't `neutral`", "non-entailment" name none
-DENIED = re.compile(r"(?:\b(?:not?|neither|nor|cannot|without)\b|n['’]t\b|\bnon\b)(?:GAP|_)+"
+# "not a clear entailment or contradiction", "isn't `neutral`", "non-entailment" name none; "no (neutral)", "no - neutral" and "no" on another line do
+DENIED = re.compile(r"(?:(?<![a-z])(?:not?|non|neither|nor|cannot|without)|n['’]t)(?:GAP|_)+"
                     r"(?:(?:an?|the|any|be|clear|direct|logical|real|strict|(?!only)\w+ly)GAP+)*"
-                    rf"(?:{NAMED.pattern})\w*(?:GAP*,?GAP+n?orGAP+(?:an?GAP+)?(?:{NAMED.pattern})\w*)*".replace("GAP", r"[^\w.,;:!?]"), re.I)
+                    rf"(?:{NAMED.pattern})\w*(?:GAP*,?GAP+n?orGAP+(?:an?GAP+)?(?:{NAMED.pattern})\w*)*"
+                    .replace("GAP", r"(?: (?!- )|[\t\xa0*\"'“”‘’`/-])"), re.I)
 
 def read_reply(text, finish_reason="stop", given=None):
     """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
     text = HEADING.sub(r"\1:", text.rpartition("</think>")[2])  # what a model thinks aloud is no answer
     try:
         i, j = text.index("{"), text.rindex("}") + 1
-        start, fields = "", [(name.strip(" :"), str(value or "")) for name, value in json.loads(text[i:j]).items()]
-        if FIELD.search(text[:i] + text[j:]) and not any(name.lower() in WHY + WHAT for name, _ in fields):
+        start, fields = "", [(re.sub("(?i)^(?:(?:the|my|final) )*", "", name.strip(" :")), str(value or "")) for name, value in json.loads(text[i:j]).items()]
+        if (FIELD.search(text[:i] + text[j:]) or re.search(r"\w", text[j:])) and not any(name.lower() in WHY + WHAT for name, _ in fields):
             raise ValueError("these braces are part of what is said")
     except (ValueError, AttributeError, RecursionError):
         start, *pieces = FIELD.split(text)

@@ -242,7 +242,7 @@ def read_file(path, options="", max_bad=0.01):
             if not whole or len(faults) <= max_bad * rows:
                 tell(f"{path.name}: {len(faults):,} faulty rows and {len(dashes):,} with the label - of {rows:,} are set aside: {log}")
     for ours, theirs in names:
-        if 0 < mended[f"rows without {theirs}"] >= rows - len(faults):  # a name that was given is not passed over
+        if 0 < mended[f"rows without {theirs}"] == rows - len(faults) - len(dashes):  # a name that was given is not passed over
             raise DataError(f"{path}: no row has {theirs}, which was named for the {ours}")
     if len(faults) > max_bad * rows:
         raise DataError(f"{faults[0]}; {len(faults):,} of {rows:,} are at fault, over the share {max_bad:g} (FILE?max_bad=SHARE): {log} lists them")
@@ -321,7 +321,6 @@ def example_of(row, names, numbers, name, mended, pairs=None):
         own, e = paired
         row |= {"premise": e.premise, "hypothesis": e.hypothesis, "label": e.label, "rationale": row.get(e.label, ""), "split": own}
     found = columns(tuple(row), names)
-    mended.update(f"rows without {theirs}" for ours, theirs in names if ours not in found)
 
     def text(column, value):
         if not isinstance(value, str) or not value.isascii() and re.search("[\ufffd\ud800-\udfff]", value):  # what stands for other bytes, half a character
@@ -356,6 +355,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     split = {"trial": "validation", "dev": "validation", "val": "validation", "valid": "validation", "training": "train"}.get(split, split)
     if split not in ("", *SPLITS):
         raise DataError(f"{found['split']} is {split!r:.40}; it may be {', '.join(SPLITS)}, or empty: told by a hash of the premise")
+    mended.update(f"rows without {theirs}" for ours, theirs in names if ours not in found)  # of rows that are used
     own = row.get(found.get("id"))
     return split, Example(
         name if own in (None, "") else str(own), premise, hypothesis, label or None, tuple(reasons.values()), tuple(marked), str(row.get("kind", "")))

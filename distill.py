@@ -878,7 +878,9 @@ def main(argv):
         check(config, made=[before.folder for before, _ in configs[:i]])
     for config, origin in configs:
         start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
-        before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)]
+        done = (config.folder / "run.json").is_file() and read_run(config.folder).get("finished")
+        before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)
+                  if not done or name.endswith(".py") or Path(name).is_dir()]  # a finished run needs it no more
         folders += [f for f in (*before, train(config, origin)) if f not in folders]
     if config.format.startswith("simulate"):
         return print(f"results are in {folders[-1]}; python evaluate.py RUN --simulator={folders[-1]} judges by it whether RUN's reasons help")

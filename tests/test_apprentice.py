@@ -12,6 +12,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from golden.model_make import SEARCHES, inputs, weights_of
@@ -111,6 +112,7 @@ def test_answers_keep_their_order_and_do_not_hang_on_the_batch(run):
     apprentice = Apprentice.load(run)
     pairs = [("a dog " * n, "a cat sleeps.") for n in (3, 9, 1, 5)]
     together = apprentice.answer(zip(*zip(*pairs, strict=True), strict=True), max_new_tokens=8)
+    assert apprentice.answer(np.array(pairs)) == together
     for wrong in ([{"premise": "a", "hypothesis": "b"}], ["ab"], [(None, "x")], pairs[0], "ab", [("a", "b", "c")]):
         with pytest.raises(DataError, match="answer takes a list of .premise, hypothesis., two texts each, not"):
             apprentice.answer(wrong)

@@ -277,6 +277,9 @@ def test_faults_name_file_line_column_and_value(tmp_path):
     lines = write(tmp_path / "y.jsonl", "".join(json.dumps(row | why) + "\n" for why in ({"id": None}, {"id": "", "why": "c"})))
     assert [e.id for e in read_examples(lines)] == ["y-1", "y-2"], "what is empty tells no row from another"
     assert [e.explanations for e in read_examples(f"{lines}?rationale=why")] == [(), ("c",)]
+    more = [{"why": "c"}, {}, *[{"label": "odd"}] * 3]
+    faulty = write(tmp_path / "f.jsonl", "".join(json.dumps(row | why) + "\n" for why in more))
+    assert len(read_examples(f"{faulty}?rationale=why&max_bad=0.7")) == 2
     with pytest.raises(DataError, match="y.jsonl: no row has whi, which was named for the rationale"):
         read_examples(f"{lines}?rationale=whi")
     for ours in ("split", "rationale", "id"):  # a name that was given is not passed over
