@@ -87,7 +87,8 @@ class Decoder:
         """tokens (B, K), the newest of every beam, or (B, n) in a row of a lone one; linear: what multiplies, as `plain_linear` does
         -> the states that the head takes to tell the next, (B, K or n, d)"""
         self.open_slots(tokens.shape[1])
-        x, linear, act = self.model.shared(tokens).flatten(0, 1).clone(), linear or self.linear, self.model.config.feed_forward_proj
+        linear, act = linear or self.linear, self.model.config.feed_forward_proj
+        x = self.model.shared(tokens).flatten(0, 1).clone()  # (B*K, d), written to below
         for ((norm, qkv, out), (cross_norm, cross_q, cross_out), (ff_norm, wi, wo)), cache, memory in zip(self.layers, self.cache, self.cross, strict=True):
             linear(self.attend(linear(x, qkv, norm), cache), out, onto=x)
             linear(self.look(linear(x, cross_q, cross_norm), memory), cross_out, onto=x)

@@ -832,11 +832,15 @@ def train(config, origin):
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # it is needed no more
     return folder
 
+def finished(config):
+    """Has this run come to its end?"""
+    return (config.folder / "run.json").is_file() and bool(read_run(config.folder).get("finished"))
+
 def check(config, made=(), trail=()):
     """Raises DataError for what can be seen to fail before anything is trained, in the configs of its teachers and student too. made: the
     folders that will be there by then."""
     check_device(config.torch_device)
-    if (config.folder / "run.json").is_file() and read_run(config.folder).get("finished"):
+    if finished(config):
         return  # it needs nothing any more
     if config.uses("kd_weight", "hidden_weight") and not config.teachers():
         raise DataError(f"kd_weight={config.kd_weight}, hidden_weight={config.hidden_weight} of {config.name} need a T5 as the teacher; "
@@ -878,9 +882,8 @@ def main(argv):
         check(config, made=[before.folder for before, _ in configs[:i]])
     for config, origin in configs:
         start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
-        done = (config.folder / "run.json").is_file() and read_run(config.folder).get("finished")
         before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)
-                  if not done or name.endswith(".py") or Path(name).is_dir()]  # a finished run needs it no more
+                  if not finished(config) or name.endswith(".py") or Path(name).is_dir()]  # to a finished run it may be lost
         folders += [f for f in (*before, train(config, origin)) if f not in folders]
     if config.format.startswith("simulate"):
         return print(f"results are in {folders[-1]}; python evaluate.py RUN --simulator={folders[-1]} judges by it whether RUN's reasons help")

@@ -565,9 +565,9 @@ def noise_curves(lines, apprentice, seed=0, num_beams=1):
         """Each row's own, told by its last tokens: the same for the label's source and the reason's, in any batch."""
         found = torch.zeros(x.shape)
         for i, row in enumerate(x):
-            n = int(mask[i].sum()) if mask is not None else len(row)
+            n = int(mask[i].sum())
             own = torch.Generator().manual_seed(seed + zlib.crc32(row[:n][-9:].float().cpu().numpy().tobytes()))
-            found[i, :n] = torch.randn((max(apprentice.max_source, n), x.shape[-1]), generator=own)[-n:]  # the ends stand one below the other
+            found[i, :n] = torch.randn((apprentice.max_source, x.shape[-1]), generator=own)[-n:]  # the ends stand one below the other
         return found
     score = lambda answer, texts: rouge(answer.rationale, texts)["rougeL"][2]  # noqa: E731
     sizes, pairs = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), [(line["premise"], line["hypothesis"]) for line in lines]
@@ -815,9 +815,8 @@ def judge(path, opt, baselines, simulators):
                 found["Forced reasons"] = forced_reasons(few, apprentice.score_labels, seed)
             else:
                 found |= {"Noise": noise_curves(few, apprentice, seed, opt["num_beams"]), "Attribution": attribution_overlap(few, apprentice, seed)}
-    if apprentice and opt["landscape"]:
-        if taught := [e for e in examples if e.label and (e.explanations or not reasoned)][:64]:
-            found["Landscape"] = landscape(taught, apprentice, opt["landscape"], seed)
+    if apprentice and opt["landscape"] and (taught := [e for e in examples if e.label and (e.explanations or not reasoned)][:64]):
+        found["Landscape"] = landscape(taught, apprentice, opt["landscape"], seed)
     return {**result, "findings": found}, lines, human
 
 def main(argv):
