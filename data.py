@@ -643,6 +643,11 @@ class Batch:
         """The batch on another device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)})
 
+    def split(self, rows):
+        """The batch in batches of so many rows; the last may have fewer."""
+        return [replace(self, **{name: value[start : start + rows] for name, value in vars(self).items() if value is not None})
+                for start in range(0, len(self.source), rows)]
+
 def collate(rows, ids=()):
     """Rows of encode_examples -> Batch."""
     def pad(side, value, dtype=np.int64):

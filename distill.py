@@ -447,6 +447,8 @@ def digest(*pieces):
     """The first 16 digits of the sha256 of some bytes, or lists of ids."""
     return hashlib.sha256(b"".join(p if isinstance(p, bytes) else np.asarray(p, np.int64).tobytes() for p in pieces)).hexdigest()[:16]
 
+HELD = 2**19  # tokens times width that a CPU works on at once: of more, what all layers hold for their gradients would outweigh the weights
+
 class Trainer:
     """A student, its teachers (T5s, or LiveTeacher and CachedTeacher) and an optimiser. `step` is one update."""
 
@@ -486,6 +488,9 @@ class Trainer:
         c = self.config
         own = c.on_policy > 0 and torch.rand(()).item() < c.on_policy
         batches = [self.own_words(b.to(self.device)) if own else b.to(self.device) for b in micro_batches]
+        if not self.device.startswith("cuda"):
+            width = self.student.config.d_model
+            batches = [piece for b in batches for piece in b.split(HELD // (width * (b.source.shape[1] + b.labels.shape[1])) or 1)]
         counts = [(b.labels != -100) * (1.0 if b.weights is None else b.weights[:, None]) for b in batches]  # (B, T); 0 for padding
         is_label = [torch.ones_like(b.labels, dtype=torch.bool) if b.label_tokens is None else b.label_tokens for b in batches]
         totals = [sum((n * (x == part)).sum() for n, x in zip(counts, is_label, strict=True)) for part in (False, True)]  # of reasons, of labels

@@ -213,6 +213,22 @@ def test_a_window_equals_one_big_batch_and_padding_and_copies_change_nothing():
         torch.testing.assert_close(same, weights, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("rows, pieces", [(0, [1] * 6), (4, [4, 2]), (6, [6])])
+def test_a_batch_too_large_for_a_cpu_is_cut_and_teaches_the_same(monkeypatch, rows, pieces):
+    def counted(self, *args):
+        calls.append(args[0])
+        return backward(self, *args)
+
+    b, calls, backward = replace(batch(6), weights=torch.tensor([1.0, 0.0, 2.0, 1.0, 0.5, 1.0])), [], Trainer.backward
+    told, weights = after([b], hidden_weight=0.3)
+    monkeypatch.setattr(Trainer, "backward", counted)
+    monkeypatch.setattr(distill, "HELD", rows * 16 * (b.source.shape[1] + b.labels.shape[1]))  # the student is 16 wide
+    again, same = after([b], hidden_weight=0.3)
+    assert [len(piece.source) for piece in calls] == pieces
+    assert again == pytest.approx(told, rel=1e-4)
+    torch.testing.assert_close(same, weights, atol=2e-4, rtol=1e-3)
+
+
 def test_the_teacher_is_still_and_loss_falls():
     teacher = net(1, dropout=0.5).train()
     trainer, b = Trainer(net(0), [teacher], Config(**SETTINGS)), batch()
