@@ -987,31 +987,35 @@ def chat(url, body, timeout, connections):
         raise ConnectionError("the answer is no chat completion") from None
 
 WHY, WHAT = ("reason", "reasoning", "explanation", "rationale"), ("label", "answer")  # how replies call the two, at the start of a line or after a stop
-FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；]))[^\w\n]*(?:(?:the|my|final) )*({'|'.join(WHY + WHAT)})\b[^\w\n:=-]*[:=：–—-]",
-                   re.I | re.M)
-HEADING = re.compile(rf"^[^\w\n]*[#*][^\w\n]*({'|'.join(WHY + WHAT)})[^\w\n]*$", re.I | re.M)  # "### Reason", "**Label**"
+NAME = rf"(?:(?:the|my|final) )*({'|'.join(WHY + WHAT)})"
+FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；]))[^\w\n]*{NAME}\b[^\w\n:=-]*(?:[:=：]|[–—-](?=\s))", re.I | re.M)
+HEADING = re.compile(rf"^[^\w\n]*[#*][^\w\n]*(?:\d+[.)] *)?{NAME}[^\w\n]*$|<{NAME}>", re.I | re.M)  # "### 1. Reason", "**Label**", "<label>"
 NAMED = re.compile(rf"(?<![a-z])(?:{'|'.join(LABELS)})", re.I)
 # "not a clear entailment or contradiction", "isn't `neutral`", "non-entailment" name none; "no (neutral)", "no - neutral" and "no" on another line do
 DENIED = re.compile(r"(?:(?<![a-z])(?:not?|non|neither|nor|cannot|without)|n['’]t)(?:GAP|_)+"
                     r"(?:(?:an?|the|any|be|clear|direct|logical|real|strict|(?!only)\w+ly)GAP+)*"
                     rf"(?:{NAMED.pattern})\w*(?:GAP*,?GAP+n?orGAP+(?:an?GAP+)?(?:{NAMED.pattern})\w*)*"
-                    .replace("GAP", r"(?: (?!- )|[\t\xa0*\"'“”‘’`/-])"), re.I)
+                    .replace("GAP", r"(?: (?!-+ )|[\t\xa0*\"'“”‘’`/-])"), re.I)
 
 def read_reply(text, finish_reason="stop", given=None):
     """"Reason: a spaniel is a dog. **Label:** Entailment" (or JSON, or plain words) -> (label or None, reason, what is wrong or "")."""
-    text = HEADING.sub(r"\1:", text.rpartition("</think>")[2])  # what a model thinks aloud is no answer
+    text = re.split("</think(?:ing)?>", text)[-1]  # what a model thinks aloud is no answer
+    text = HEADING.sub(lambda found: f"\n{found[1] or found[2]}:", re.sub(rf"(?i)</{NAME}>", "\n", text))
     try:
         i, j = text.index("{"), text.rindex("}") + 1
-        start, fields = "", [(re.sub("(?i)^(?:(?:the|my|final) )*", "", name.strip(" :")), str(value or "")) for name, value in json.loads(text[i:j]).items()]
+        start, fields = "", [(re.sub(f"(?i)^{NAME}", r"\1", name.strip(" :")), value if isinstance(value, str) else "")
+                            for name, value in json.loads(text[i:j]).items()]
         if (FIELD.search(text[:i] + text[j:]) or re.search(r"\w", text[j:])) and not any(name.lower() in WHY + WHAT for name, _ in fields):
             raise ValueError("these braces are part of what is said")
     except (ValueError, AttributeError, RecursionError):
         start, *pieces = FIELD.split(text)
         fields = list(zip(pieces[::2], pieces[1::2], strict=True))
     labels, reasons = ([value for name, value in fields if name.lower() in names] for names in (WHAT, WHY))
-    named = {label.lower() for value in labels or [text] * (not fields and not given) for label in NAMED.findall(DENIED.sub(" ", value))}
-    reason = " ".join((reasons or [start])[0].split()).strip(" *\"'{},;`")
-    faults = {"cut off": finish_reason == "length", "another label": bool(given and named - {given}), "no label": not given and not named,
+    named = {label.lower() for value in labels or [start] * (not given) for label in NAMED.findall(DENIED.sub(" ", value))}
+    reason = " ".join((reasons or [start])[0].split()).strip(" *{},;`")
+    bare = reason.strip("\"' *,")
+    reason = reason if re.search(r"\"|(?<!\w)'|'(?!\w)", bare) else bare  # quotes around it and others within are its own
+    faults = {"cut off": finish_reason == "length", "another label": bool(given and any(labels) and named != {given}), "no label": not given and not named,
               "two labels": len(named) > 1, "empty reason": not reason or reason.lower().strip(".") in LABELS,
               "broken characters": bool(re.search("[\ufffd\ud800-\udfff]", reason))}  # a rationale file's readers refuse them
     label = given or (named.pop() if len(named) == 1 else None)

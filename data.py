@@ -344,7 +344,8 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     premise, hypothesis = (text(found[ours], row[found[ours]]) for ours in ("premise", "hypothesis"))
     if not premise or not hypothesis:
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")
-    given = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations", [row.get(f"Explanation_{k}", "") for k in (1, 2, 3)])
+    three = [row.get(f"{word}_{k}") or "" for word in ("Explanation", "explanation") for k in (1, 2, 3)]
+    given = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations", three)
     reasons = {k: reason for k, reason in enumerate((text("an explanation", r) for r in (given if isinstance(given, list) else [None])), 1) if reason}
     marked = [tuple(str(row.get(f"Sentence{side}_marked_{k}") or "") for side in (1, 2)) for k in reasons] if "Sentence1_marked_1" in row else ()
     mended["rows without a label"] += not label
@@ -694,7 +695,7 @@ class BucketSampler:
 FRAMES = {  # of e-SNLI's uninformative explanations (Camburu et al. 2018, appendix A), without the sentences put in them
     "just because": "just because", "does not mean": "do(es)?( not|n't) (mean|imply)", "implies": "impl(y|ies)", "if … then": "^if .* then ",
     "rephrases": "rephras", "the same as": "the same (thing|as)", "sentence 1, 2": "sentence (1|2|one|two)", "there is": "^there (is|are) ",
-    "cannot infer": "can('t| ?not)? (infer|assume|also|either)", "either … or": "^either .* or ", "it cannot be": "^it cannot be .* if",
+    "can (not) infer, also, either": "can('t| ?not)? (infer|assume|also|either)", "either … or": "^either .* or ", "it cannot be": "^it cannot be .* if",
     "contradicts": "contradict", "is different": "is (not the same|different)"}
 NEGATION = r"\b(no|not|nobody|nothing|never|none)\b|n't\b"
 SAMPLE = 30_000  # all rows are counted; so many, drawn at random where there are more, are looked at closely

@@ -47,6 +47,7 @@ from data import (
     BucketSampler,
     DataError,
     Tokenizer,
+    cache_folder,
     collate,
     encoded_rows,
     out_of_memory,
@@ -629,8 +630,6 @@ def folder_of(name, config):
     """Where a T5's weights are; one that is a config file is trained first, if its run is not there."""
     if not name.endswith(".py"):
         return fetch(name)
-    if Path(name).stem == config.name:
-        raise DataError(f"{name} would be trained in {config.folder}, where this run itself stands; choose another --name")
     values = {"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}
     return train(Config(**values), dict.fromkeys(values, name) | dict.fromkeys(("out_dir", "device"), config.name))
 
@@ -663,11 +662,12 @@ def lessons(config, teachers):
     if config.teacher_writes != "none":
         path, examples = config.folder / "teacher.jsonl", read_examples(config.data, "train")
         examples = examples if config.teacher_writes == "all" else examples[config.labelled_rows or len(examples) :]
-        if not path.is_file():
+        whose = weights_digest(teachers[0])
+        if not path.is_file() or whose not in path.open(encoding="utf-8").readline():
             print(f"{teachers[0]} labels and explains {len(examples):,} pairs")
             drawn = {"temperature": config.teacher_temperature or 1.0, "generator": torch.Generator(config.torch_device).manual_seed(config.seed)}
             Apprentice.load(teachers[0], device=config.torch_device).write_rationales(
-                path, examples, str(teachers[0]), num_beams=config.teacher_beams, do_sample=config.teacher_temperature > 0, **drawn)
+                path, examples, f"{teachers[0]} {whose}", num_beams=config.teacher_beams, do_sample=config.teacher_temperature > 0, **drawn)
         files.append((str(path), 1.0))
 
     def pair(e):
@@ -700,18 +700,21 @@ def thinned(source, target, label_tokens, share):
         source = source[kept.numpy()]
     return source, target, label_tokens
 
-def teacher_of(name, folder, config, tokenizer, rows):
-    """A T5 teacher as `Trainer` asks it, of a vocabulary like the student's: live, or from the disk where there is a teacher_cache."""
-    vocabulary = tokenizer.path.read_bytes()
-    if (folder / "spiece.model").read_bytes() != vocabulary:
+def same_words(name, folder, tokenizer):
+    """Refuses a teacher of another vocabulary than the student's."""
+    if (folder / "spiece.model").read_bytes() != tokenizer.path.read_bytes():
         raise DataError(f"teacher {name} has another vocabulary than the student: set kd_weight and hidden_weight to 0 and teacher_writes to all or rest")
     if (words := T5Config.from_file(folder / "config.json").vocab_size) < tokenizer.vocab_size:
         raise DataError(f"teacher {name}: its config.json has {words:,} words, its spiece.model {tokenizer.vocab_size:,}")
+
+def teacher_of(name, folder, config, tokenizer, rows):
+    """A T5 teacher as `Trainer` asks it: live, or from the disk where there is a teacher_cache."""
     if config.teacher_cache and tokenizer.vocab_size > 2**16:
         raise DataError(f"teacher_cache keeps words as 16-bit numbers, and {tokenizer.path} has {tokenizer.vocab_size:,}: leave it empty")
     if not config.teacher_cache:
         return LiveTeacher(T5.from_pretrained(folder), config, tokenizer.vocab_size)
-    about, config = {"teacher": weights_digest(folder), "vocabulary": digest(vocabulary)}, replace(config, top_k=min(config.top_k, tokenizer.vocab_size))
+    about = {"teacher": weights_digest(folder), "vocabulary": digest(tokenizer.path.read_bytes())}
+    config = replace(config, top_k=min(config.top_k, tokenizer.vocab_size))
     return CachedTeacher(Path(config.teacher_cache) / folder.name, about, rows, config,
                          live=lambda: teacher_of(name, folder, replace(config, teacher_cache=""), tokenizer, ()))
 
@@ -728,6 +731,9 @@ def prepare(config):
         student = T5.from_pretrained(start) if start else cut_student(T5.from_pretrained(teachers[0]), config.student_layers)
     if student.config.vocab_size < tokenizer.vocab_size:
         raise DataError(f"{start}: its config.json has {student.config.vocab_size:,} words, its spiece.model {tokenizer.vocab_size:,}")
+    learning_parameters(student, config.train_only, config.lora_rank > 0)  # a teacher may write for hours before the Trainer asks
+    for (name, _), folder in zip(config.teachers(), teachers, strict=True) if config.uses("kd_weight", "hidden_weight") else ():
+        same_words(name, folder, tokenizer)
     limits = dict(max_source=config.max_source, max_target=config.max_target, explanations=config.explanations)
     groups = [(encoded_rows(source, "train", tokenizer, tasks, limit=0 if isinstance(source, list) else config.labelled_rows, **limits), weight)
               for source, weight in lessons(config, teachers)]
@@ -740,8 +746,6 @@ def prepare(config):
     print(f"{learn:,} parameters learn, {learn / have:.1%} of the {have:,} there are, from {len(weights):,} rows")
     learnt = digest(*(hashlib.sha256(part.ids).digest() for task in tasks for part in rows[task].datasets), *(weights_digest(f).encode() for f in teachers))
     held_out = [e for e in read_examples(config.data, "validation") if e.label][: config.eval_rows]
-    if not held_out:
-        raise DataError(f"{config.data} has no labelled validation rows, which choose the weights to keep")
 
     def batches_of(chosen):
         found = [[thinned(*rows[task][i], config.word_dropout) for i in chosen] for task in tasks]
@@ -749,22 +753,29 @@ def prepare(config):
 
     return trainer, tokenizer, np.concatenate([part.lengths for part in rows[tasks[-1]].datasets]), batches_of, held_out, learnt
 
+def standing(config):
+    """-> (has this run come to its end?, is what stands in its folder a start with other settings that came to nothing?); refuses another run."""
+    if not (config.folder / "run.json").is_file():
+        return False, False
+    run, settings = read_run(config.folder), asdict(config)
+    was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
+    done = bool(run.get("finished"))
+    free = ("out_dir", *["device"] * done)  # folders may move
+    differ = [f"its {k} is {was[k]!r}, not {settings[k]!r}" for k in settings if settings[k] != was[k] and k not in free]
+    if differ and (done or (config.folder / "log.jsonl").is_file()):
+        raise DataError(f"{config.folder} holds another run: {differ[0]}; choose another --name, or delete the folder")
+    return done, bool(differ)
+
 def train(config, origin):
     """Train one run to its end, or go on with it; returns its folder. Does nothing where the run is finished."""
     folder, settings = config.folder, asdict(config)
-    if (folder / "run.json").is_file():
-        run = read_run(folder)
-        was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
-        free = ("out_dir", *["device"] * bool(run.get("finished")))  # folders may move
-        differ = [f"its {k} is {was[k]!r}, not {settings[k]!r}" for k in settings if settings[k] != was[k] and k not in free]
-        if differ and (run.get("finished") or (folder / "log.jsonl").is_file()):
-            raise DataError(f"{folder} holds another run: {differ[0]}; choose another --name, or delete the folder")
-        if run.get("finished"):
-            shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of a run that was killed right after its end
-            print(f"{folder} is finished")
-            return folder
-        for file in ("spiece.model", "teacher.jsonl") if differ else ():  # of a start that came to nothing, with other settings
-            (folder / file).unlink(missing_ok=True)
+    done, differ = standing(config)
+    if done:
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of a run that was killed right after its end
+        print(f"{folder} is finished")
+        return folder
+    for file in ("spiece.model", "teacher.jsonl") if differ else ():  # of a start that came to nothing, with other settings
+        (folder / file).unlink(missing_ok=True)
     print(f"\n== {folder}: " + ", ".join(f"{k} {v!r} ({origin.get(k, 'default')})" for k, v in settings.items() if k not in ("baselines", "name")))
     folder.mkdir(parents=True, exist_ok=True)
     git = subprocess.run("git rev-parse HEAD", shell=True, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
@@ -837,15 +848,11 @@ def train(config, origin):
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # it is needed no more
     return folder
 
-def finished(config):
-    """Has this run come to its end?"""
-    return (config.folder / "run.json").is_file() and bool(read_run(config.folder).get("finished"))
-
 def check(config, made=(), trail=()):
     """Raises DataError for what can be seen to fail before anything is trained, in the configs of its teachers and student too. made: the
     folders that will be there by then."""
     check_device(config.torch_device)
-    if finished(config):
+    if standing(config)[0]:
         return  # it needs nothing any more
     if config.uses("kd_weight", "hidden_weight") and not config.teachers():
         raise DataError(f"kd_weight={config.kd_weight}, hidden_weight={config.hidden_weight} of {config.name} need a T5 as the teacher; "
@@ -853,6 +860,12 @@ def check(config, made=(), trail=()):
     if config.student in SIZES:
         with torch.device("meta"):
             learning_parameters(sized(config.student, 200, config.student_layers, config.student_width), config.train_only, config.lora_rank > 0)
+    if not any(e.label for e in stream_examples(config.data, "validation")):
+        raise DataError(f"{config.data} has no labelled validation rows, which choose the weights to keep")
+    needs = set().union(*(FORMATS[task].needs for task in TASKS[config.format]))
+    rows = itertools.islice(stream_examples(config.data, "train"), config.labelled_rows or None)
+    if config.teacher_writes != "all" and not any((e.label or "label" not in needs) and (e.explanations or "rationale" not in needs) for e in rows):
+        raise DataError(f"no training row of {config.data} has a {' and a '.join(sorted(needs))}, which format={config.format} needs")
     names = [name for name, _ in config.teachers()] + [config.student] * (config.student not in (*SIZES, "cut"))
     names = [name for name in names if Path(name) not in made]
     for name, _ in config.teachers(files=True):
@@ -861,11 +874,14 @@ def check(config, made=(), trail=()):
     for name in (name for name in names if not name.endswith(".py")):
         if (folder := fetch(name, weights=False)).resolve() == config.folder.resolve():
             raise DataError(f"{name} would be overwritten by this run, which stands there itself; choose another --name")
-        if config.teacher_writes != "none" and reasoned and name == config.teachers()[0][0] and not (folder / "run.json").is_file():
-            raise DataError(f"{name} is no run, and so it tells labels alone; format={config.format} learns reasons too: set format=predict")
+        told = TASKS[read_run(folder).get("settings", {}).get("format", "multitask")] if (folder / "run.json").is_file() else ["instruction"]
+        if config.teacher_writes != "none" and reasoned and name == config.teachers()[0][0] and not any("rationale" in FORMATS[x].parts for x in told):
+            raise DataError(f"{name} tells labels alone; format={config.format} learns reasons too: set format=predict")
     for name in (name for name in names if name.endswith(".py")):
         if name in trail:
             raise DataError(f"{' needs '.join((*trail, name))}: which of them is to be trained first?")
+        if Path(name).stem == config.name:
+            raise DataError(f"{name} would be trained in {config.folder}, where this run itself stands; choose another --name")
         check(Config(**{"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}), made, (*trail, name))
 
 def main(argv):
@@ -881,17 +897,16 @@ def main(argv):
     for data in config.tests.split() or [config.data] * (not config.format.startswith("simulate")):  # of the last one, whose table it will be
         if not any(e.label for e in stream_examples(data, "test")):
             raise DataError(f"{data} has no test row with a label, and so no table can be made; name other data with --tests=DATA")
-    for data in dict.fromkeys(config.data for config, _ in configs):
-        read_examples(data, "train", 1)
     for i, (config, _) in enumerate(configs):
         check(config, made=[before.folder for before, _ in configs[:i]])
     for config, origin in configs:
         start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
         before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)
-                  if not finished(config) or name.endswith(".py") or Path(name).is_dir()]  # to a finished run it may be lost
+                  if not standing(config)[0] or Path(name).exists() or (cache_folder() / name.replace("/", "--")).is_dir()]  # to a finished run it may be lost
         folders += [f for f in (*before, train(config, origin)) if f not in folders]
+    last = shlex.quote(str(folders[-1]))
     if config.format.startswith("simulate"):
-        return print(f"results are in {folders[-1]}; python evaluate.py RUN --simulator={folders[-1]} judges by it whether RUN's reasons help")
+        return print(f"results are in {last}; python evaluate.py RUN --simulator={last} judges by it whether RUN's reasons help")
     for data in config.tests.split() or [config.data]:
         with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report, of the last data
             evaluate.main([*map(str, folders), f"--data={data}", f"--limit={config.test_rows}", f"--device={config.torch_device}", "--probes=0"])
@@ -903,7 +918,7 @@ def main(argv):
         points = {name: ([run["parameters"]], [100 * run["accuracy"]]) for name, run in found.items()}
         name = re.sub(r"[^\w.]+", "-", Path(data.partition("?")[0]).stem)
         replace_file(folders[-1] / f"{name}.png", evaluate.picture("parameters", f"accuracy on {data}, test rows, %", lines=points))
-    print(f"results are in {folders[-1]}, a report.html in each run's folder; ask it: python apprentice.py {folders[-1]}")
+    print(f"results are in {last}, a report.html in each run's folder; ask it: python apprentice.py {last}")
 
 if __name__ == "__main__":
     run_main(main, CheckpointError)

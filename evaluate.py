@@ -745,11 +745,11 @@ def report_page(result, lines):
 def read_predictions(path):
     """The rows of a JSONL predictions file as dicts with id, label, rationale and text; DataError names the line that is wrong."""
     predictions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").removesuffix("\n").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").rstrip().split("\n"), start=1):
         try:
             row = json.loads(line)
             predictions.append({"id": str(row["id"]), "label": row["label"] and row["label"].strip().lower(),
-                                "rationale": row.get("rationale") or "", "text": str(row.get("text", ""))})
+                                "rationale": row.get("rationale") or "", "text": str(row.get("text") or "")})
             if not isinstance(row["label"], str | None) or not isinstance(row.get("rationale") or "", str):
                 raise TypeError
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
@@ -825,15 +825,15 @@ def main(argv):
         return print(__doc__)
     words, opt = options(argv, data="", split="", limit=0, seed=0, probes=100, num_beams=1, device="cpu", simulator="", landscape=0,
                          bert_score="", layer=0, idf=False, rescale=False)
-    if opt["data"] and not words:  # what python data.py ends with
-        examples = read_examples(opt["data"], opt["split"] or None, opt["limit"])
+    low = [name for name in ("limit", "seed", "probes", "num_beams", "landscape", "layer") if opt[name] < (name == "num_beams")]
+    if low or not words and not opt["data"]:
+        raise DataError(f"--{low[0]}={opt[low[0]]} is too low" if low else "name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
+    if not words:  # what python data.py ends with
+        examples = read_examples(opt["data"], None if opt["split"] in ("", "all") else opt["split"], opt["limit"])
         return print_table({name: headline(metrics) for name, metrics in yardsticks(examples, opt["seed"]).items()})
     for path in map(Path, words):  # before the first run has answered for an hour
         if not path.is_dir() and not (path.suffix == ".jsonl" and path.is_file()):
             raise DataError(f"{path} is neither a run folder nor a predictions file (*.jsonl)")
-    low = [name for name in ("limit", "seed", "probes", "num_beams", "landscape", "layer") if opt[name] < (name == "num_beams")]
-    if low or not words:
-        raise DataError(f"--{low[0]}={opt[low[0]]} is too low" if low else "name a run folder or a predictions file: python evaluate.py RUN [RUN ...]")
     simulators = {}
     for name in filter(None, opt["simulator"].split(",")):  # each of the run whose answers it has learnt
         simulator = Apprentice.load(name, device=opt["device"])

@@ -13,6 +13,7 @@ Shapes in the comments: B batch, S source tokens, T target tokens, d model width
 Read next: data.py (text to batches), then apprentice.py (writing with this network).
 """
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -696,7 +697,8 @@ def replace_file(path, *pieces):
             os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as e:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be none, on a disk that is read only
+            part.unlink()
         raise OSError(f"{path} cannot be written ({e})") from None
 
 # --- the hub ----------------------------------------------------------------------------------------------------------

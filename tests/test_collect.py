@@ -72,6 +72,15 @@ GOOD = "Reason: a spaniel is a dog.\nLabel: entailment"
     ('{}\nReason: a {"x": 1} b.\nLabel: neutral', "stop", ("neutral", 'a {"x": 1} b.', "")),
     ("Reason: a \ufffd.\nLabel: neutral", "stop", ("neutral", "a \ufffd.", "broken characters")),
     ("1. The reason: a spaniel is a dog.\n2. Final label: entailment", "stop", ("entailment", "a spaniel is a dog.", "")),
+    ("### 1. Reason\na dog.\n\n### 2. Final Answer\nentailment", "stop", ("entailment", "a dog.", "")),
+    ("<thinking>Label: neutral</thinking><reason>a dog.</reason>\n<label>entailment</label>", "stop", ("entailment", "a dog.", "")),
+    ('Reason: "Running" is a form of "moving"\nLabel: entailment', "stop", ("entailment", '"Running" is a form of "moving"', "")),
+    ("Reason: the sign says 'Closed.'\nLabel: neutral", "stop", ("neutral", "the sign says 'Closed.'", "")),
+    ("Reason: 'the dogs' owner sleeps'\nLabel: 'neutral'", "stop", ("neutral", "'the dogs' owner sleeps'", "")),
+    ("Reason: \"a dog.\"\nLabel: \"neutral\"", "stop", ("neutral", "a dog.", "")),
+    ("Reason: the jar is plain, label-free.\nLabel: no -- neutral", "stop", ("neutral", "the jar is plain, label-free.", "")),
+    ("Neutral.\n\nReason: it may be.", "stop", ("neutral", "it may be.", "")),
+    ('{"reason": ["a dog."], "label": "neutral"}', "stop", ("neutral", "", "empty reason")),
 ])
 def test_replies_are_read_kindly_and_counted_strictly(text, reason, expected):
     assert apprentice.read_reply(text, reason) == expected
@@ -229,6 +238,7 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     model.default = "Reason: because.\nLabel: contradiction"
     rows = apprentice.collect(source, out=tmp_path / "other.jsonl", url=model.url, model="big", split=None, given=True, limit=2, shots=0)
     assert [(row["label"], row["faults"]) for row in rows] == [(None, ["another label"])] * 2, "a reason for another label is none for that one"
+    assert apprentice.read_reply("Reason: because.\nLabel: not neutral", given="neutral") == ("neutral", "because.", "another label")
     model.default = "Reason: because."
     rows = apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, given=True, shots=2, concurrency=1)
     assert {(row["label"], row["rationale"]) for row in rows} == {("neutral", "because.")}, "the label that was told stands"

@@ -413,6 +413,11 @@ def test_an_empty_explanation_may_be_null(tmp_path):
     assert read_examples(write(tmp_path / "a.jsonl", json.dumps(row)))[0].explanations == ("x",)
 
 
+def test_the_hubs_copy_of_e_snli_keeps_its_reasons(tmp_path):
+    row = {"premise": "a", "hypothesis": "b", "label": 1, "explanation_1": "x", "explanation_2": None, "explanation_3": "z"}
+    assert read_examples(f"{write(tmp_path / 'a.jsonl', json.dumps(row))}?labels=ENC")[0].explanations == ("x", "z")
+
+
 def test_a_predictions_file_is_read_as_it_was_answered(tmp_path):
     """A simulator learns what a run answers, and not what would have been right."""
     line = {"id": "1", "label": "neutral", "rationale": "so it says.", "gold_label": "entailment", "right": 0.0, "premise": "a", "hypothesis": "b"}

@@ -594,6 +594,10 @@ def test_a_teacher_writes_by_drawing_the_same_words_for_the_same_seed(world, tmp
                          data="toy:12", format="rationale_then_label"))
         texts.append((tmp_path / name / "teacher.jsonl").read_text())
     assert texts[0] == texts[1] and len(set(texts)) == 3
+    shutil.copy(world / "b" / "model.safetensors", teacher)  # what other weights wrote is not learnt in their place
+    prepare(settings(world, tmp_path, name="z", seed=2, teacher=str(teacher), teacher_writes="rest", labelled_rows=5, teacher_temperature=1.0,
+                     data="toy:12", format="rationale_then_label"))
+    assert (tmp_path / "z" / "teacher.jsonl").read_text() not in texts
     with pytest.raises(DataError, match="none of what"):  # random weights name no label
         prepare(settings(world, tmp_path, name="all", teacher=str(world / "a"), teacher_writes="all", data="toy:12"))
 
@@ -611,8 +615,22 @@ def test_what_must_fail_is_told_before_anything_is_trained(world, tmp_path):
             main(["configs/tiny.py", f"--teacher={teacher}", f"--out_dir={tmp_path / 'out' if 'no' in teacher else world}", "--name=a"])
     with pytest.raises(DataError, match="would be overwritten"):
         main(["configs/tiny.py", "--teacher=", "--kd_weight=0", "--teacher_writes=none", f"--student={world / 'b'}", f"--out_dir={world}", "--name=b"])
-    with pytest.raises(DataError, match="is no run, and so it tells labels alone; format=rationale_then_label learns reasons too: set format=predict"):
+    with pytest.raises(DataError, match="a tells labels alone; format=rationale_then_label learns reasons too: set format=predict"):
         main(["configs/tiny.py", "--kd_weight=0", "--teacher_writes=all", f"--teacher={world / 'a'}", f"--out_dir={tmp_path / 'out'}"])
+    for format in ("predict", "instruction"):
+        (shutil.copytree(world / "a", tmp_path / format) / "run.json").write_text(json.dumps({"settings": {"format": format}}))
+        with pytest.raises(DataError, match=f"{format} tells labels alone"):
+            main(["configs/tiny.py", "--kd_weight=0", "--teacher_writes=all", f"--teacher={tmp_path / format}", f"--out_dir={tmp_path / 'out'}"])
+    rows = [json.dumps({"premise": f"a{i}", "hypothesis": "b", "label": "neutral", "split": split}) for i, split in enumerate(("train", "test"))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError, match="no labelled validation rows"):
+        main(["configs/tiny.py", f"--data={tmp_path / 'rows.jsonl'}", f"--out_dir={tmp_path / 'out'}"])
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, rows[0].replace("train", "validation")]))
+    with pytest.raises(DataError, match="no training row of .*rows.jsonl has a label and a rationale, which format=rationale_then_label needs"):
+        main(["configs/tiny.py", f"--data={tmp_path / 'rows.jsonl'}", f"--out_dir={tmp_path / 'out'}"])
+    (tmp_path / "one.py").write_text("student = 'nano'\nvocabulary = '300'\n")
+    with pytest.raises(DataError, match="one.py would be trained in .*one, where this run itself stands"):
+        main(["configs/tiny.py", f"--teacher={tmp_path / 'one.py'}", "--name=one", f"--out_dir={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
     small = dict(student="nano", data="toy:80", device="cpu", name="one", out_dir=str(tmp_path), max_steps=1, batch_size=8, eval_rows=2,
                  vocabulary=str(world / "spiece.model"))
@@ -620,6 +638,14 @@ def test_what_must_fail_is_told_before_anything_is_trained(world, tmp_path):
     train(one := Config(**small, teacher=str(said)), {})
     said.unlink()
     distill.check(one)  # it is finished, and needs what it learnt from no more
+    with pytest.raises(DataError, match="one holds another run: its max_steps is 1, not 2"):
+        distill.check(replace(one, max_steps=2))
+    way = dict(teacher=str(world / "a"), teacher_writes="all", format="predict")
+    for how, says in ((dict(train_only="nowhere", student=str(world / "b")), "names no parameter"),
+                      (dict(kd_weight=1.0, teacher=str(world / "c")), "c has another vocabulary")):
+        with pytest.raises(DataError, match=says):
+            prepare(replace(one, name="two", **way | how))
+        assert not (tmp_path / "two" / "teacher.jsonl").exists(), "a teacher writes for hours"
     distill.check(replace(one, name="two", teacher="", student=str(tmp_path / "to come")), made=[tmp_path / "to come"])
     with pytest.raises(CheckpointError, match="to come"):
         distill.check(replace(one, name="two", teacher="", student=str(tmp_path / "to come")))

@@ -914,7 +914,7 @@ def test_a_bench_that_is_none_is_named(tmp_path, text):
 def test_bad_command_lines_are_one_line_and_status_2(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": "nobody", "label": null, "rationale": ""}\n', encoding="utf-8")
     for arguments, message in ((["out/none"], "out/none is neither"), ([f"{tmp_path}/p.jsonl"], "--data="),
-                               ([f"{tmp_path}/p.jsonl", "--data=toy", "--limit=-1"], "--limit=-1"),
+                               ([f"{tmp_path}/p.jsonl", "--data=toy", "--limit=-1"], "--limit=-1"), (["--data=toy", "--seed=-1"], "--seed=-1"),
                                ([f"{tmp_path}/p.jsonl", "--data=toy"], "'nobody'"), ([str(tmp_path), "--limt=3"], "limt"),
                                (["--limit=3"], "name a run"), ([f"{tmp_path}/p.jsonl", "--landscape=-1"], "--landscape=-1")):
         with pytest.raises((DataError, SystemExit), match=re.escape(message)):
