@@ -1,6 +1,6 @@
 """An apprentice: a T5 that reads a pair of sentences and writes a label and the reason for it.
 
-    python apprentice.py out/tiny                            reads pairs from the terminal and answers
+    python apprentice.py out/tiny                            reads pairs, a text a line, until an empty one, and answers
     python apprentice.py out/tiny "PREMISE" "HYPOTHESIS"     answers one pair
     python apprentice.py out/tiny … --json                   answers as one JSON object a line, for programs
     python data.py collect --in=FILE --url=URL --model=NAME  has a large language model answer instead, into a rationale file
@@ -204,9 +204,9 @@ def generate(model, source, source_mask=None, *, max_new_tokens=64, min_new_toke
     drawn = (temperature, top_k, top_p, generator) if do_sample else None
     how = (BeamSearch, num_beams, max_new_tokens, length_penalty, early_stopping) if num_beams > 1 else (Greedy, 1, max_new_tokens, drawn)
     training = model.training
-    if training:
-        model.eval()
     try:
+        if training:
+            model.eval()
         with torch.autocast(source.device.type, enabled=False):
             hooked = any(m._forward_hooks or m._forward_pre_hooks for m in
                          (model.shared, model.decoder.norm, model.decoder.position_bias, *model.encoder.modules()))  # a replay would not run them
@@ -683,7 +683,8 @@ class Apprentice:
 
     def answer(self, pairs, num_beams=1, progress=False, rationales=None, **how):
         """[(premise, hypothesis), …] -> [Answer, …] in the same order; of several tasks that name a label the last counts. Pairs of like
-        length are answered together. rationales: the reasons (N texts) that a simulator is shown; how: more options of `generate`."""
+        length are answered together. rationales: the reasons (N texts) that a simulator is shown; how: more options of `generate`, but
+        not num_return_sequences."""
         pairs = list(pairs)
         if wrong := [pair for pair in pairs if isinstance(pair, (str, dict)) or [isinstance(text, str) for text in pair] != [True, True]]:
             raise DataError(f"answer takes a list of (premise, hypothesis), two texts each, not {wrong[0]!r:.80}")

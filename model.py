@@ -608,7 +608,8 @@ def read_bin(path):
     except Exception as e:  # the unpickler raises nearly anything on a broken file
         why = (str(e) or type(e).__name__).splitlines()[0][:80]
         raise CheckpointError(f"{path} is not a file of plain tensors, is cut short or is missing ({why})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(t, torch.Tensor) and not t.is_meta for k, t in tensors.items()):
+    plain = isinstance(tensors, dict) and all(isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in tensors.items())
+    if not plain or any(t.is_meta or t.is_quantized or t.layout != torch.strided for t in tensors.values()):
         raise CheckpointError(f"{path} is not a dictionary of tensors")
     return tensors
 

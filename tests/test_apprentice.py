@@ -65,6 +65,15 @@ def test_cached_greedy_is_uncached_and_a_row_alone_is_its_row_in_a_batch():
         assert ids[1:] == row
 
 
+def test_short_sequences_that_are_wanted_are_not_waited_past():
+    """With a negative length_penalty no later sequence gains by its length; transformers 5.24 writes this."""
+    torch.manual_seed(117)
+    net = T5(T5Config(vocab_size=7, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, tie_word_embeddings=False)).eval()
+    net.lm_head.weight.data[1] *= 3
+    found = generate(net, torch.randint(2, 7, (3, 4)), num_beams=2, num_return_sequences=2, max_new_tokens=25, early_stopping="never", length_penalty=-0.3)
+    assert found == [[6], [0, 6], [6], [3, 4, 0], [], [0] * 24 + [6]]
+
+
 def test_beams_as_wide_as_the_tree_find_the_best_sequence():
     """With 4 words and 3 steps every sequence can be listed; a beam that holds them all must return the likeliest, by brute force."""
     torch.manual_seed(0)

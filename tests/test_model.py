@@ -260,6 +260,8 @@ def edit(name, **values):
 
 @pytest.mark.parametrize("change, says", [
     (lambda h, b: (h, b[:-4]), "cut short"),
+    (lambda h, b: (h, b[:-1]), "cut short"),
+    (lambda h, b: ({k: v for k, v in h.items() if k not in ("shared.weight", "lm_head.weight")}, b), "2 missing (lm_head.weight, shared.weight)"),
     (edit("shared.weight", data_offsets=[0, 10**9]), "header is wrong"),
     (edit("shared.weight", shape=[50, 25]), "asks for"),
     (lambda h, b: ({k: v for k, v in h.items() if k != "shared.weight"}, b), "missing (shared.weight)"),
@@ -313,6 +315,10 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(CheckpointError, match="not a file of plain tensors"):
         T5.from_pretrained(tmp_path)
+    for odd in (torch.zeros(3, 3).to_sparse(), torch.zeros(3, device="meta")):
+        torch.save({"shared.weight": odd}, tmp_path / "pytorch_model.bin")
+        with pytest.raises(CheckpointError, match="not a dictionary of tensors"):
+            T5.from_pretrained(tmp_path)
 
 
 def test_config_errors_name_file_and_value(tmp_path):
@@ -325,6 +331,8 @@ def test_config_errors_name_file_and_value(tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=says):
             T5Config.from_file(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text('{"eos_token_id": [1]}')  # as transformers may write it
+    T5Config.from_file(tmp_path / "config.json")
     with pytest.raises(CheckpointError, match="no folder here and no hub name"):
         T5.from_pretrained(tmp_path / "none")
 
