@@ -120,6 +120,23 @@ def test_products_and_their_gradients_are_those_of_float64(rows, slow, monkeypat
     assert m.product(x.detach(), w).requires_grad and not m.product(x.detach(), w.detach()).requires_grad
 
 
+def test_the_norm_and_its_gradients_are_those_of_float64():
+    """The formula by PyTorch's own derivatives; a row of zeros, a far one and a tiny one included. Without gradients too, which is another way."""
+    torch.manual_seed(0)
+    norm = m.RMSNorm(24, 1e-6)
+    x, dy = 3 * torch.randn(2, 5, 24) + 1, torch.randn(2, 5, 24)
+    x[0, 0], x[0, 1], x[0, 2] = 0, x[0, 1] * 1e6, x[0, 2] * 1e-4
+    norm.weight.data.normal_(1, 0.5)
+    xd, wd = x.double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+    yd = xd / (xd.square().mean(-1, keepdim=True) + 1e-6).sqrt() * wd
+    y = norm(x.requires_grad_())
+    torch.testing.assert_close(y.double(), yd, rtol=1e-5, atol=1e-6)
+    for got, want in zip(torch.autograd.grad(y, (x, norm.weight), dy), torch.autograd.grad(yd, (xd, wd), dy.double()), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x).double(), yd, rtol=1e-5, atol=1e-6)
+
+
 def test_attention_written_out_for_its_dropout_is_pytorch_s(monkeypatch):
     """With a dropout that drops nothing: bias, hidden keys, and a query that sees none at all."""
     torch.manual_seed(0)
