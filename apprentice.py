@@ -860,14 +860,16 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
     """Have a model label and explain the examples of a source -> the rows of a rationale file, [{"id", "label", "rationale", …}, …].
     `model` answers at url/chat/completions (OpenAI's protocol; its key: $OPENAI_API_KEY); without a url it is a run folder. split: of a file
     without a column for it, train is 80% of the premises; prompt: a file to use for PROMPT; given: tell the label and ask for the reason;
-    shots: examples shown first; samples: replies a row, of which the majority counts; max_requests, max_tokens: a budget (a request tried
-    again counts once). A row is on the disk once it is finished, and is not asked again; one whose request failed is, by the next call.
-    Raises DataError."""
+    shots: examples shown first; samples: replies a row, of which the majority counts; max_requests, max_tokens: a budget (what is under
+    way, up to 2 * concurrency rows, may come on top of the second; a request tried again counts once). A row is on the disk once it is
+    finished, and is not asked again; one whose request failed is, by the next call. Raises DataError."""
     out, failures, everything = Path(out), Counter(), read_examples(source, split, limit)
     usable = [e for e in everything if e.label or not given]
     examples = {e.id: e for e in usable}
     out.parent.mkdir(parents=True, exist_ok=True)
-    apprentice = None if url else Apprentice.load(model)
+    apprentice, samples = (None, samples) if url else (Apprentice.load(model), 1)
+    if 0 < max_requests < samples:
+        raise DataError(f"max_requests is {max_requests}, and one row takes {samples}, its samples")
     try:
         template = Path(prompt).read_text(encoding="utf-8") if prompt else PROMPT
         done, rows = rows_so_far(out, source, examples, model, given)
@@ -989,7 +991,7 @@ def chat(url, body, timeout, connections):
 
 WHY, WHAT = ("reason", "reasoning", "explanation", "rationale"), ("label", "answer")  # how replies call the two, at the start of a line or after a stop
 NAME = rf"(?:(?:the|my|final) )*({'|'.join(WHY + WHAT)})"
-FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；]))[^\w\n]*{NAME}\b[^\w\n:=-]*(?:[:=：]|[–—-](?=\s))", re.I | re.M)
+FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；]))[^\w\n]*{NAME}\b[^\w\n:=-]*(?:[:=：–—]|-(?=\s))", re.I | re.M)
 HEADING = re.compile(rf"^[^\w\n]*[#*][^\w\n]*(?:\d+[.)] *)?{NAME}[^\w\n]*$|<{NAME}>", re.I | re.M)  # "### 1. Reason", "**Label**", "<label>"
 NAMED = re.compile(rf"(?<![a-z])(?:{'|'.join(LABELS)})", re.I)
 # "not a clear entailment or contradiction", "isn't `neutral`", "non-entailment" name none; "no (neutral)", "no - neutral" and "no" on another line do
@@ -1014,9 +1016,9 @@ def read_reply(text, finish_reason="stop", given=None):
     labels, reasons = ([value for name, value in fields if name.lower() in names] for names in (WHAT, WHY))
     named = {label.lower() for value in labels or [start] * (not given) for label in NAMED.findall(DENIED.sub(" ", value))}
     reason = " ".join((reasons or [start])[0].split()).strip(" *{},;`")
-    bare = reason.strip("\"' *,")
-    reason = reason if re.search(r"\"|(?<!\w)'|'(?!\w)", bare) else bare  # quotes around it and others within are its own
-    faults = {"cut off": finish_reason == "length", "another label": bool(given and any(labels) and named != {given}), "no label": not given and not named,
+    reason = re.sub(r"^([\"'])((?:(?!\1).|(?<=\w)'(?=\w))*)\1$", r"\2", reason)  # a pair around all of it
+    other = given and named != {given} and any(map(NAMED.search, labels))
+    faults = {"cut off": finish_reason == "length", "another label": bool(other), "no label": not given and not named,
               "two labels": len(named) > 1, "empty reason": not reason or reason.lower().strip(".") in LABELS,
               "broken characters": bool(re.search("[\ufffd\ud800-\udfff]", reason))}  # a rationale file's readers refuse them
     label = given or (named.pop() if len(named) == 1 else None)

@@ -206,6 +206,11 @@ def files_of(name, split=None):
         raise DataError(f"{path}: holds no {missing[0]}; to fetch e-SNLI's files there: python data.py download esnli --out={path}")
     return files
 
+def borrowed(source):
+    """Whether the labels of a rationale file are the data's own: it is read by pairs= or label=gold, or was collected with --given."""
+    file, _, asked = source.partition("?")
+    return bool(re.search("pairs=|label=gold", asked) or re.search(rb'"given"\s*:\s*true', Path(file).expanduser().read_bytes()))
+
 def split_of(premise):
     """The split of a row of a single file: 80/10/10 by a hash of its premise, so that no premise stands in two splits."""
     tenth = int.from_bytes(hashlib.sha256(premise.strip().lower().encode()).digest()[:8], "big") % 10
@@ -344,7 +349,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     premise, hypothesis = (text(found[ours], row[found[ours]]) for ours in ("premise", "hypothesis"))
     if not premise or not hypothesis:
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")
-    three = [row.get(f"{word}_{k}") or "" for word in ("Explanation", "explanation") for k in (1, 2, 3)]
+    three = [row.get(f"Explanation_{k}") or row.get(f"explanation_{k}") or "" for k in (1, 2, 3)]
     given = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations", three)
     reasons = {k: reason for k, reason in enumerate((text("an explanation", r) for r in (given if isinstance(given, list) else [None])), 1) if reason}
     marked = [tuple(str(row.get(f"Sentence{side}_marked_{k}") or "") for side in (1, 2)) for k in reasons] if "Sentence1_marked_1" in row else ()
@@ -756,7 +761,7 @@ def explore(source, picture, tokenizer=None):
         twins = met.setdefault(hash((e.premise.lower(), e.hypothesis.lower())), [])
         twins.append((split, e.label))
         if len(twins) > 1:
-            odd[f"comes twice, with {'one label' if len({label for _, label in twins}) == 1 else 'several labels'}"] = e
+            odd[f"comes twice, with {'one label' if len({label for _, label in twins} - {None}) < 2 else 'several labels'}"] = e
     if not sample:
         raise DataError(f"{source}: there are no rows")
     groups = {label or "none": group for label in (*LABELS, None) if (group := [(e, measures_of(e, tokenizer)) for e in sample if e.label == label])}
@@ -764,7 +769,7 @@ def explore(source, picture, tokenizer=None):
     splits = dict.fromkeys((*SPLITS, *(split for split, _ in counts)))
     for name, part in {"all": splits, **{split: [split] for split in splits}}.items():
         line(f"  {name}", [sum(counts[split, label] for split in part) for label in groups])
-    pairs = [(len(twins), *(len(set(side)) for side in zip(*twins, strict=True))) for twins in met.values()]  # (rows, splits, labels) of each
+    pairs = [(len(twins), *(len({*side} - {None}) for side in zip(*twins, strict=True))) for twins in met.values()]  # (rows, splits, labels) of each
     print(f"{sum(n > splits for n, splits, _ in pairs):,} pairs come twice or more in a split, {sum(splits > 1 for _, splits, _ in pairs):,} in several "
           f"splits, {sum(labels > 1 for *_, labels in pairs):,} with several labels; "
           f"{sum(len(splits) > 1 for splits in homes.values()):,} premises stand in several splits\n")
@@ -842,7 +847,7 @@ def main(argv):
     words = [arg for arg in argv if not arg.startswith("--vocabulary=")] or ["toy"]
     if len(words) > 1 or words[0].startswith("-"):
         raise DataError(f"{' '.join(argv)}: not understood; python data.py --help tells what is")
-    picture = Path("out") / re.sub(r"[^\w.]+", "-", f"data-{Path(words[0]).stem}.png")
+    picture = Path("out") / re.sub(r"[^\w.]+", "-", f"data-{words[0] if '?' in words[0] else Path(words[0]).stem}.png")
     sample = explore(words[0], picture, Tokenizer(vocabulary[0]) if vocabulary else None)
     sample = sorted(sample, key=lambda e: -len(e.explanations))[:10_000]  # first those whose annotators can be compared
     picture.with_suffix(".jsonl").write_text("".join(json.dumps(vars(e)) + "\n" for e in sample), encoding="utf-8")

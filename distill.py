@@ -47,6 +47,7 @@ from data import (
     BucketSampler,
     DataError,
     Tokenizer,
+    borrowed,
     cache_folder,
     collate,
     encoded_rows,
@@ -663,7 +664,8 @@ def lessons(config, teachers):
         path, examples = config.folder / "teacher.jsonl", read_examples(config.data, "train")
         examples = examples if config.teacher_writes == "all" else examples[config.labelled_rows or len(examples) :]
         whose = weights_digest(teachers[0])
-        if not path.is_file() or whose not in path.open(encoding="utf-8").readline():
+        begun = (config.folder / "checkpoint" / "state.pt").is_file()  # then `train` compares what was learnt
+        if not path.is_file() or not begun and whose not in path.open(encoding="utf-8").readline():
             print(f"{teachers[0]} labels and explains {len(examples):,} pairs")
             drawn = {"temperature": config.teacher_temperature or 1.0, "generator": torch.Generator(config.torch_device).manual_seed(config.seed)}
             Apprentice.load(teachers[0], device=config.torch_device).write_rationales(
@@ -679,11 +681,8 @@ def lessons(config, teachers):
         held_out = [e for split in ("validation", "test") for e in read_examples(config.data, split)]
         secret = {e.premise.lower() for e in held_out + [e for data in config.tests.split() for e in read_examples(data, "test")]}
     for path, weight in files:
-        rows, borrowed = [e for e in read_examples(path) if e.label], False
-        if config.labelled_rows and path != str(config.folder / "teacher.jsonl"):
-            file, _, asked = path.partition("?")
-            borrowed = re.search("pairs=|label=gold", asked) or re.search(rb'"given"\s*:\s*true', Path(file).expanduser().read_bytes())
-        free = [e for e in rows if e.premise.lower() not in secret and (pair(e) in gold or not borrowed) and (e.explanations or not reasoned)]
+        rows, known = [e for e in read_examples(path) if e.label], config.labelled_rows and borrowed(path)
+        free = [e for e in rows if e.premise.lower() not in secret and (pair(e) in gold or not known) and (e.explanations or not reasoned)]
         same, other = ([e for e in free if (gold.get(pair(e), e.label) == e.label) == agrees] for agrees in (True, False))
         print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them without a reason or to held-out premises or rows (left out), "
               f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")
@@ -871,18 +870,24 @@ def check(config, made=(), trail=()):
     for name, _ in config.teachers(files=True):
         read_examples(name, limit=1)
     reasoned = any("rationale" in FORMATS[task].needs for task in TASKS[config.format])
+
+    def listen(name, tasks):
+        writes = config.teacher_writes != "none" and name == config.teachers()[0][0]
+        if writes and reasoned and not any("rationale" in FORMATS[task].parts for task in tasks):
+            raise DataError(f"{name} tells labels alone; format={config.format} learns reasons too: set format=predict")
+
     for name in (name for name in names if not name.endswith(".py")):
         if (folder := fetch(name, weights=False)).resolve() == config.folder.resolve():
             raise DataError(f"{name} would be overwritten by this run, which stands there itself; choose another --name")
-        told = TASKS[read_run(folder).get("settings", {}).get("format", "multitask")] if (folder / "run.json").is_file() else ["instruction"]
-        if config.teacher_writes != "none" and reasoned and name == config.teachers()[0][0] and not any("rationale" in FORMATS[x].parts for x in told):
-            raise DataError(f"{name} tells labels alone; format={config.format} learns reasons too: set format=predict")
+        listen(name, TASKS[read_run(folder).get("settings", {}).get("format", "multitask")] if (folder / "run.json").is_file() else ["instruction"])
     for name in (name for name in names if name.endswith(".py")):
         if name in trail:
             raise DataError(f"{' needs '.join((*trail, name))}: which of them is to be trained first?")
         if Path(name).stem == config.name:
             raise DataError(f"{name} would be trained in {config.folder}, where this run itself stands; choose another --name")
-        check(Config(**{"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}), made, (*trail, name))
+        own = Config(**{"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device})
+        listen(name, TASKS[own.format])
+        check(own, made, (*trail, name))
 
 def main(argv):
     """Teachers, students, table."""

@@ -38,7 +38,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from apprentice import EOS, Apprentice, cells, options, print_table
-from data import FRAMES, LABELS, DataError, Example, collate, encode_examples, read_examples, run_main, split_of, stream_examples
+from data import FRAMES, LABELS, DataError, Example, borrowed, collate, encode_examples, read_examples, run_main, split_of, stream_examples
 from model import T5, CheckpointError, fetch, replace_file, weights_digest
 
 # --- n-gram scores: ROUGE and BLEU ------------------------------------------------------------------------------------
@@ -387,12 +387,15 @@ def unheard(lines, name, path, settings):
     if settings.get("data") != name:
         return None
     new = {run for line in lines for text in (line["rationale"], *line["references"]) for run in _ngrams(rouge_tokens(text, False), 3)}
-    people = itertools.islice(stream_examples(name, "train"), settings.get("labelled_rows") or None) if settings.get("teacher_writes") != "all" else ()
+    limit = settings.get("labelled_rows") or None
+    people = itertools.islice(stream_examples(name, "train"), limit) if settings.get("teacher_writes") != "all" else ()
     files = [path / "teacher.jsonl"] * (settings.get("teacher_writes", "none") != "none") + re.findall(r"[^+]+\.jsonl[^+@]*", settings.get("teacher", ""))
     held_out = [(name, "validation"), *((source, "test") for source in (name, *settings.get("tests", "").split()))]  # it learns nothing of these premises
     try:
         secret = {e.premise.lower() for source, split in held_out for e in (stream_examples(source, split) if files else ())}
-        told = (e for file in files for e in stream_examples(file) if e.label and e.premise.lower() not in secret)
+        gold = {(e.premise.lower(), e.hypothesis.lower()) for e in itertools.islice(stream_examples(name, "train"), limit) if e.label} if limit else ()
+        told = (e for file in files for known in [limit and borrowed(str(file))] for e in stream_examples(file) if e.label
+                and e.premise.lower() not in secret and not (known and (e.premise.lower(), e.hypothesis.lower()) not in gold))
         for example in tqdm(itertools.chain(people, told), desc="novelty", unit="row", leave=False):
             for text in example.explanations[: settings.get("explanations") or None]:
                 new.difference_update(_ngrams(rouge_tokens(text, False), 3))
@@ -451,7 +454,7 @@ def breakdown(lines):
 
 def cross_fitted(lines, training, views, steps=60):
     """What a cheap reader takes the texts of views {name: N texts} for: {name: N labels}. It is a logistic regression over the words and word pairs of a text
-    (right on 86 to 88% of e-SNLI from a human's reason alone), blind to how sentences hang together. training: [(row, text, label)]. The rows are cut in two by
+    (right on 93% of e-SNLI from a human's reason alone), blind to how sentences hang together. training: [(row, text, label)]. The rows are cut in two by
     premise, and each half is read by the reader that learned from the other."""
     def bags(texts):  # -> the hashed words and pairs of all texts in one row, and where each text's begin
         words = [re.findall(r"\w+", text.lower()) for text in texts]
@@ -462,7 +465,7 @@ def cross_fitted(lines, training, views, steps=60):
         texts, labels = zip(*[(text, LABELS.index(label)) for i, text, label in training if half[i] != k], strict=True)
         inputs, labels, weights = bags(texts), torch.tensor(labels), torch.zeros(2**16, len(LABELS))
         readers.append(torch.nn.EmbeddingBag.from_pretrained(weights, freeze=False, mode="sum"))
-        optimizer = torch.optim.Adam([readers[k].weight], lr=0.05)
+        optimizer = torch.optim.Adam([readers[k].weight], lr=0.05, weight_decay=3e-4)  # without, what is rare is learnt by heart
         for _ in range(steps):
             optimizer.zero_grad()
             F.cross_entropy(readers[k](*inputs), labels).backward()

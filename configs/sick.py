@@ -2,7 +2,7 @@
     python distill.py configs/sick.py --student=out/small --tests="esnli SICK_corrected.tsv?label=label_current_paper" """
 student = "out/small"
 data = "SICK_corrected.tsv?label=label_current_paper"  # of its three columns of labels: as SICK had them, and corrected twice
-format = "predict"  # there are no reasons to learn; the explain task must live on untrained
+format = "predict"  # there are no reasons to learn: the run tells labels alone
 train_only = "decoder.*(norm|cross)|last2"  # of a deep student little moves, so that little is forgotten
 lr = 3e-4
 batch_size = 32

@@ -76,7 +76,8 @@ GOOD = "Reason: a spaniel is a dog.\nLabel: entailment"
     ("<thinking>Label: neutral</thinking><reason>a dog.</reason>\n<label>entailment</label>", "stop", ("entailment", "a dog.", "")),
     ('Reason: "Running" is a form of "moving"\nLabel: entailment', "stop", ("entailment", '"Running" is a form of "moving"', "")),
     ("Reason: the sign says 'Closed.'\nLabel: neutral", "stop", ("neutral", "the sign says 'Closed.'", "")),
-    ("Reason: 'the dogs' owner sleeps'\nLabel: 'neutral'", "stop", ("neutral", "'the dogs' owner sleeps'", "")),
+    ("Reason: \"the dogs' owner sleeps, it's 'open'\"\nLabel: 'neutral'", "stop", ("neutral", "the dogs' owner sleeps, it's 'open'", "")),
+    ("Reason: 'it's so'\nLabel\u2014neutral", "stop", ("neutral", "it's so", "")),
     ("Reason: \"a dog.\"\nLabel: \"neutral\"", "stop", ("neutral", "a dog.", "")),
     ("Reason: the jar is plain, label-free.\nLabel: no -- neutral", "stop", ("neutral", "the jar is plain, label-free.", "")),
     ("Neutral.\n\nReason: it may be.", "stop", ("neutral", "it may be.", "")),
@@ -239,6 +240,7 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     rows = apprentice.collect(source, out=tmp_path / "other.jsonl", url=model.url, model="big", split=None, given=True, limit=2, shots=0)
     assert [(row["label"], row["faults"]) for row in rows] == [(None, ["another label"])] * 2, "a reason for another label is none for that one"
     assert apprentice.read_reply("Reason: because.\nLabel: not neutral", given="neutral") == ("neutral", "because.", "another label")
+    assert apprentice.read_reply("Label: entailed\nReason: so.", given="entailment") == ("entailment", "so.", "")
     model.default = "Reason: because."
     rows = apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, given=True, shots=2, concurrency=1)
     assert {(row["label"], row["rationale"]) for row in rows} == {("neutral", "because.")}, "the label that was told stands"

@@ -621,6 +621,9 @@ def test_what_must_fail_is_told_before_anything_is_trained(world, tmp_path):
         (shutil.copytree(world / "a", tmp_path / format) / "run.json").write_text(json.dumps({"settings": {"format": format}}))
         with pytest.raises(DataError, match=f"{format} tells labels alone"):
             main(["configs/tiny.py", "--kd_weight=0", "--teacher_writes=all", f"--teacher={tmp_path / format}", f"--out_dir={tmp_path / 'out'}"])
+    (tmp_path / "dumb.py").write_text("student = 'nano'\nvocabulary = '300'\nformat = 'predict'\n")
+    with pytest.raises(DataError, match="dumb.py tells labels alone"):
+        main(["configs/tiny.py", "--kd_weight=0", "--teacher_writes=all", f"--teacher={tmp_path / 'dumb.py'}", f"--out_dir={tmp_path / 'out'}"])
     rows = [json.dumps({"premise": f"a{i}", "hypothesis": "b", "label": "neutral", "split": split}) for i, split in enumerate(("train", "test"))]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows))
     with pytest.raises(DataError, match="no labelled validation rows"):
