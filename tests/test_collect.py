@@ -254,6 +254,8 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     before = len(model.asked)
     apprentice.collect(source, out=tmp_path / "c.jsonl", url=model.url, model="big", split=None, max_requests=4, samples=2, shots=0)
     assert len(model.asked) == before + 4
+    with pytest.raises(DataError, match="max_requests is 1, and one row takes 2"):
+        apprentice.collect(source, out=tmp_path / "f.jsonl", url=model.url, model="big", split=None, max_requests=1, samples=2)
     apprentice.collect(source, out=tmp_path / "d.jsonl", url=model.url, model="big", split=None, max_tokens=15, concurrency=1, shots=0)
     assert len(model.asked) - before - 4 <= 4, "at most the rows in flight are more than the budget"
     prompt = tmp_path / "prompt.txt"
