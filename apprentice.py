@@ -991,7 +991,7 @@ def chat(url, body, timeout, connections):
 
 WHY, WHAT = ("reason", "reasoning", "explanation", "rationale"), ("label", "answer")  # how replies call the two, at the start of a line or after a stop
 NAME = rf"(?:(?:the|my|final) )*({'|'.join(WHY + WHAT)})"
-FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；]))[^\w\n]*{NAME}\b[^\w\n:=-]*(?:[:=：–—]|-(?=\s))", re.I | re.M)
+FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；]))[^\w\n]*{NAME}\b[^\w\n:=-]*(?:[:=：—]|[–-](?=\s))", re.I | re.M)
 HEADING = re.compile(rf"^[^\w\n]*[#*][^\w\n]*(?:\d+[.)] *)?{NAME}[^\w\n]*$|<{NAME}>", re.I | re.M)  # "### 1. Reason", "**Label**", "<label>"
 NAMED = re.compile(rf"(?<![a-z])(?:{'|'.join(LABELS)})", re.I)
 # "not a clear entailment or contradiction", "isn't `neutral`", "non-entailment" name none; "no (neutral)", "no - neutral" and "no" on another line do
@@ -1016,10 +1016,12 @@ def read_reply(text, finish_reason="stop", given=None):
     labels, reasons = ([value for name, value in fields if name.lower() in names] for names in (WHAT, WHY))
     named = {label.lower() for value in labels or [start] * (not given) for label in NAMED.findall(DENIED.sub(" ", value))}
     reason = " ".join((reasons or [start])[0].split()).strip(" *{},;`")
-    reason = re.sub(r"^([\"'])((?:(?!\1).|(?<=\w)'(?=\w))*)\1$", r"\2", reason)  # a pair around all of it
-    other = given and named != {given} and any(map(NAMED.search, labels))
+    reason = reason.strip('"') if reason.count('"') == 1 else reason
+    reason = re.sub(r"^([\"'])((?:(?!\1).|(?<=\w)'(?=\w))*)\1$", r"\2", reason).strip(" *,")  # a pair around all of it
+    stems = "|".join(label if label == given else label[:6] for label in LABELS)  # "contradictory" is another label than neutral
+    other = given and named != {given} and any(re.search(stems, value, re.I) for value in labels)
     faults = {"cut off": finish_reason == "length", "another label": bool(other), "no label": not given and not named,
-              "two labels": len(named) > 1, "empty reason": not reason or reason.lower().strip(".") in LABELS,
+              "two labels": len(named) > 1, "empty reason": not re.search(r"\w", reason) or reason.lower().strip(".") in LABELS,
               "broken characters": bool(re.search("[\ufffd\ud800-\udfff]", reason))}  # a rationale file's readers refuse them
     label = given or (named.pop() if len(named) == 1 else None)
     return label, reason, next((fault for fault, there in faults.items() if there), "")

@@ -208,8 +208,8 @@ def files_of(name, split=None):
 
 def borrowed(source):
     """Whether the labels of a rationale file are the data's own: it is read by pairs= or label=gold, or was collected with --given."""
-    file, _, asked = source.partition("?")
-    return bool(re.search("pairs=|label=gold", asked) or re.search(rb'"given"\s*:\s*true', Path(file).expanduser().read_bytes()))
+    (file, asked, _), *_ = parts_of(source)
+    return bool(re.search("pairs=|label=gold", asked) or re.search(rb'"given"\s*:\s*true', files_of(file)[0][0].read_bytes()))
 
 def split_of(premise):
     """The split of a row of a single file: 80/10/10 by a hash of its premise, so that no premise stands in two splits."""

@@ -78,6 +78,8 @@ GOOD = "Reason: a spaniel is a dog.\nLabel: entailment"
     ("Reason: the sign says 'Closed.'\nLabel: neutral", "stop", ("neutral", "the sign says 'Closed.'", "")),
     ("Reason: \"the dogs' owner sleeps, it's 'open'\"\nLabel: 'neutral'", "stop", ("neutral", "the dogs' owner sleeps, it's 'open'", "")),
     ("Reason: 'it's so'\nLabel\u2014neutral", "stop", ("neutral", "it's so", "")),
+    ('Reason: "\nLabel: neutral', "stop", ("neutral", "", "empty reason")),
+    ('"a dog is a pet, answer\u2013response. Label: neutral"', "stop", ("neutral", "a dog is a pet, answer\u2013response.", "")),
     ("Reason: \"a dog.\"\nLabel: \"neutral\"", "stop", ("neutral", "a dog.", "")),
     ("Reason: the jar is plain, label-free.\nLabel: no -- neutral", "stop", ("neutral", "the jar is plain, label-free.", "")),
     ("Neutral.\n\nReason: it may be.", "stop", ("neutral", "it may be.", "")),
@@ -241,6 +243,7 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     assert [(row["label"], row["faults"]) for row in rows] == [(None, ["another label"])] * 2, "a reason for another label is none for that one"
     assert apprentice.read_reply("Reason: because.\nLabel: not neutral", given="neutral") == ("neutral", "because.", "another label")
     assert apprentice.read_reply("Label: entailed\nReason: so.", given="entailment") == ("entailment", "so.", "")
+    assert apprentice.read_reply("Label: contradictory\nReason: so.", given="neutral") == ("neutral", "so.", "another label")
     model.default = "Reason: because."
     rows = apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, given=True, shots=2, concurrency=1)
     assert {(row["label"], row["rationale"]) for row in rows} == {("neutral", "because.")}, "the label that was told stands"

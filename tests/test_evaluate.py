@@ -399,6 +399,7 @@ def test_what_training_never_said(tmp_path):
     for given, heard in ((True, 0), (False, 1)):  # of a file whose labels are the data's own it hears no more rows than labelled_rows
         (tmp_path / "told.jsonl").write_text(json.dumps(taught | {"premise": "z", "explanations": ["dog a pet"], "given": given}))
         way = {"data": more, "labelled_rows": 1}
+        assert unheard(**way, teacher="gone.jsonl") is None
         assert len(unheard(**way)) - len(unheard(**way, teacher=str(tmp_path / "told.jsonl"))) == heard
     assert ev.read_reason({**line, "marked": []}, new)["new triples"] == pytest.approx(1 / 3)
     assert "new triples" not in ev.read_reason({**line, "marked": []})
