@@ -50,6 +50,11 @@ class Example:
     highlights: tuple = ()  # for each of them (premise, hypothesis), with the words that matter between *stars*
     kind: str = ""  # the toy world's inference type, such as "kind+place"
 
+    @property
+    def pair(self):
+        """What two rows of one pair have in common."""
+        return self.premise.lower(), self.hypothesis.lower()
+
 # --- the toy world: pairs that can be judged only with knowledge of the words -----------------------------------------
 # Words stand in chains, narrow to wide: a spaniel is a dog, a dog is a pet, a pet is an animal. Two chains exclude each other from the level
 # on at which they differ: nothing is a dog and a cat. Entries of an aspect are equally large: each word of a level is drawn equally often.
@@ -758,7 +763,7 @@ def explore(source, picture, tokenizer=None):
         elif (k := rng.randrange(row + 1)) < SAMPLE:
             sample[k] = e
         homes.setdefault(hash(e.premise.lower()), set()).add(split)
-        twins = met.setdefault(hash((e.premise.lower(), e.hypothesis.lower())), [])
+        twins = met.setdefault(hash(e.pair), [])
         twins.append((split, e.label))
         if len(twins) > 1:
             odd[f"comes twice, with {'one label' if len({label for _, label in twins} - {None}) < 2 else 'several labels'}"] = e

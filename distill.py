@@ -671,19 +671,15 @@ def lessons(config, teachers):
             Apprentice.load(teachers[0], device=config.torch_device).write_rationales(
                 path, examples, f"{teachers[0]} {whose}", num_beams=config.teacher_beams, do_sample=config.teacher_temperature > 0, **drawn)
         files.append((str(path), 1.0))
-
-    def pair(e):
-        return e.premise.lower(), e.hypothesis.lower()
-
     if files:
         reasoned = any("rationale" in FORMATS[task].needs for task in TASKS[config.format])
-        gold = {pair(e): e.label for e in read_examples(config.data, "train", config.labelled_rows) if e.label}
+        gold = {e.pair: e.label for e in read_examples(config.data, "train", config.labelled_rows) if e.label}
         held_out = [e for split in ("validation", "test") for e in read_examples(config.data, split)]
         secret = {e.premise.lower() for e in held_out + [e for data in config.tests.split() for e in read_examples(data, "test")]}
     for path, weight in files:
         rows, known = [e for e in read_examples(path) if e.label], config.labelled_rows and borrowed(path)
-        free = [e for e in rows if e.premise.lower() not in secret and (pair(e) in gold or not known) and (e.explanations or not reasoned)]
-        same, other = ([e for e in free if (gold.get(pair(e), e.label) == e.label) == agrees] for agrees in (True, False))
+        free = [e for e in rows if e.premise.lower() not in secret and (e.pair in gold or not known) and (e.explanations or not reasoned)]
+        same, other = ([e for e in free if (gold.get(e.pair, e.label) == e.label) == agrees] for agrees in (True, False))
         print(f"{path}: {len(rows):,} answers, {len(rows) - len(free):,} of them without a reason or to held-out premises or rows (left out), "
               f"{len(other):,} with another label than gold (each counts {config.other_labels:g})")
         found += [(chosen, share) for chosen, share in ((same, weight), (other, weight * config.other_labels)) if chosen and share]
@@ -869,11 +865,10 @@ def check(config, made=(), trail=()):
     names = [name for name in names if Path(name) not in made]
     for name, _ in config.teachers(files=True):
         read_examples(name, limit=1)
-    reasoned = any("rationale" in FORMATS[task].needs for task in TASKS[config.format])
 
     def listen(name, tasks):
         writes = config.teacher_writes != "none" and name == config.teachers()[0][0]
-        if writes and reasoned and not any("rationale" in FORMATS[task].parts for task in tasks):
+        if writes and "rationale" in needs and not any("rationale" in FORMATS[task].parts for task in tasks):
             raise DataError(f"{name} tells labels alone; format={config.format} learns reasons too: set format=predict")
 
     for name in (name for name in names if not name.endswith(".py")):
@@ -906,9 +901,10 @@ def main(argv):
         check(config, made=[before.folder for before, _ in configs[:i]])
     for config, origin in configs:
         start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
-        before = [folder_of(name, config) for name in (*(name for name, _ in config.teachers()), *start)
-                  if not standing(config)[0] or Path(name).exists() or (cache_folder() / name.replace("/", "--")).is_dir()]  # to a finished run it may be lost
-        folders += [f for f in (*before, train(config, origin)) if f not in folders]
+        names = [*(name for name, _ in config.teachers()), *start]
+        if standing(config)[0]:  # to a finished run they may be lost
+            names = [name for name in names if Path(name).exists() or (cache_folder() / name.replace("/", "--")).is_dir()]
+        folders += [f for f in (*(folder_of(name, config) for name in names), train(config, origin)) if f not in folders]
     last = shlex.quote(str(folders[-1]))
     if config.format.startswith("simulate"):
         return print(f"results are in {last}; python evaluate.py RUN --simulator={last} judges by it whether RUN's reasons help")

@@ -388,15 +388,20 @@ def unheard(lines, name, path, settings):
         return None
     new = {run for line in lines for text in (line["rationale"], *line["references"]) for run in _ngrams(rouge_tokens(text, False), 3)}
     limit = settings.get("labelled_rows") or None
-    people = itertools.islice(stream_examples(name, "train"), limit) if settings.get("teacher_writes") != "all" else ()
     files = [path / "teacher.jsonl"] * (settings.get("teacher_writes", "none") != "none") + re.findall(r"[^+]+\.jsonl[^+@]*", settings.get("teacher", ""))
     held_out = [(name, "validation"), *((source, "test") for source in (name, *settings.get("tests", "").split()))]  # it learns nothing of these premises
+
+    def heard():
+        if settings.get("teacher_writes") != "all":
+            yield from itertools.islice(stream_examples(name, "train"), limit)
+        for file in files:
+            known = limit and borrowed(str(file))
+            yield from (e for e in stream_examples(file) if e.label and e.premise.lower() not in secret and (e.pair in gold or not known))
+
     try:
         secret = {e.premise.lower() for source, split in held_out for e in (stream_examples(source, split) if files else ())}
-        gold = {(e.premise.lower(), e.hypothesis.lower()) for e in itertools.islice(stream_examples(name, "train"), limit) if e.label} if limit else ()
-        told = (e for file in files for known in [limit and borrowed(str(file))] for e in stream_examples(file) if e.label
-                and e.premise.lower() not in secret and not (known and (e.premise.lower(), e.hypothesis.lower()) not in gold))
-        for example in tqdm(itertools.chain(people, told), desc="novelty", unit="row", leave=False):
+        gold = {e.pair for e in itertools.islice(stream_examples(name, "train"), limit) if e.label} if limit else ()
+        for example in tqdm(heard(), desc="novelty", unit="row", leave=False):
             for text in example.explanations[: settings.get("explanations") or None]:
                 new.difference_update(_ngrams(rouge_tokens(text, False), 3))
     except DataError:  # a run that was moved may have left its training rows behind
