@@ -130,7 +130,10 @@ def plain_linear(x, matrix, norm=None, act="", onto=None, rough=False):
     y = product_in_8_bits(x, matrix.rough()) if rough else matrix.product(x)
     if onto is not None:
         return onto.add_(y)
-    return activated(y, act) if act else y
+    if not act:
+        return y
+    little = y.dtype == torch.float32 and 2**16 < y.numel() <= 2**17  # done before another thread is awake; of fewer PyTorch wakes none
+    return (alone(activated) if little else activated)(y, act)
 
 try:  # torch.set_num_threads tells MKL too, whose products within PyTorch's attention then take twice as long for ever
     set_threads = ctypes.CDLL(None).omp_set_num_threads
@@ -388,7 +391,8 @@ class BeamSearch(Search):
     def advance(self, banned):
         """A token for each beam, but not </s> where it is banned."""
         K, norm = self.tokens.shape[1], self.norms[self.t]
-        logp = self.decoder.model.unembed.product(self.step(self.tokens)).log_softmax(-1, dtype=torch.float32)  # (B, K, V)
+        logits = self.decoder.model.unembed.product(self.step(self.tokens))  # (B, K, V)
+        logp = torch.log_softmax(logits, -1, torch.float32, out=logits if logits.dtype == torch.float32 else None)
         if banned:
             logp[..., EOS] = -math.inf
         best, place = likeliest(logp, 2 * K, self.scores[..., None])  # (B, 2K)

@@ -357,12 +357,17 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
+ROOT = torch.tensor([math.sqrt(8 / math.pi)])
+
 def activated(h, act):
     """act: relu, (..., n) -> (..., n), or gated-gelu, (..., 2n) -> (..., n)"""
     if act == "relu":
         return h.relu()
     gate, up = h.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh") * up
+    if torch.is_grad_enabled() or not h.is_cpu or h.dtype != torch.float32 or h.numel() < 2**14:
+        return F.gelu(gate, approximate="tanh") * up
+    # the same, as 1 + tanh(y) = 2 sigmoid(2y): PyTorch's sigmoid takes a fifth of its tanh's time
+    return torch.addcmul(ROOT, gate, gate, value=0.044715 * ROOT.item()).mul_(gate).sigmoid_().mul_(gate).mul_(up)
 
 class FeedForward(nn.Module):
     """relu(x Wi) Wo, or (gelu(x Wg) * (x Wu)) Wo with both inner matrices held as one (Shazeer 2020, arXiv 2002.05202)."""

@@ -26,6 +26,18 @@ def test_the_examples_in_the_docstrings_are_true():
     assert found.attempted and not found.failed
 
 
+@pytest.mark.parametrize("rows", (1, 300))
+def test_the_gelu_is_the_tanh_form_and_the_quick_one_is_the_same(rows):
+    gate, up = torch.cat([torch.linspace(-9, 9, 997), torch.tensor([0.0, -1e30, 1e30])]).expand(rows, -1), torch.randn(rows, 1000)
+    x = gate.double()  # Hendrycks & Gimpel 2016, arXiv 1606.08415, section 2
+    truth = (0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) * up.double()).float()
+    h = torch.cat([gate, up], 1)
+    before = h.clone()
+    for way in (torch.no_grad(), torch.enable_grad()):
+        with way:
+            torch.testing.assert_close(m.activated(h, "gated-gelu"), truth, rtol=2e-6, atol=2e-6)
+    assert torch.equal(h, before)
+
 def test_zero_head_gives_ln_v_and_padding_changes_nothing():
     net = small()
     source, target = torch.randint(2, 50, (3, 7)), torch.randint(2, 50, (3, 5))
