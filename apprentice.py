@@ -45,7 +45,7 @@ from model import SIZES, T5, CheckpointError, activated, fetch, product_in_8_bit
 
 BUDGET = 16384  # tokens of sources and targets, times beams, that are worked on together: what the caches hold
 MANY_HEADS = 128  # of all sources together: from here on a CPU attends quicker by bmm (three starts of all threads) than by scaled_dot_product_attention (one)
-FEW = 16  # rows up to which finding the likeliest word is quicker than all words' logits, and below which one thread may be quicker than all
+FEW = 16  # rows up to which finding the likeliest word is quicker than all words' logits, and one thread may be quicker than all
 AHEAD = 6  # tokens at most that are guessed before the network itself reads them
 PAYS = 0.65  # how likely a guess and all before it must be right: it takes half the time of a step, more where many threads compete
 NEVER = -1.0e9  # stands for minus infinity, and still adds up
@@ -262,7 +262,7 @@ class Search:
     def __init__(self, decoder, B, K, T, notes):
         whole = {"dtype": torch.long, "device": decoder.model.shared.weight.device}
         # To wake the other threads takes longer than they save on a few rows in 8 bits, if they sleep: as a second library's threads make them, or other work.
-        race = decoder.model.unembed.quantized is not None and B * K < FEW
+        race = decoder.model.unembed.quantized is not None and B * K <= FEW
         self.step = quicker(decoder.step, functools.partial(decoder.step, linear=alone(plain_linear))) if race else decoder.step
         self.decoder, self.rows = decoder, torch.arange(B, **whole)  # the sources still being written: the tensors have one row for each
         self.tokens, self.told, self.t = torch.zeros(B, K, **whole), torch.full((T, B, notes), -1, **whole), torch.zeros(1, **whole)
