@@ -896,7 +896,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
             replies = ([(f"Reason: {a.rationale}\nLabel: {a.label}", "stop", 0) for a in apprentice.answer([(e.premise, e.hypothesis)])] if apprentice else
                        [retry(chat, url, body | {"seed": seed + k}, timeout, connections) for k in range(samples)])
         except (OSError, HTTPException) as error:
-            if getattr(error, "code", 0) in (401, 403, 404):
+            if getattr(error, "code", 0) in (401, 404):  # 403 may be what a filter says of one row
                 raise DataError(f"{url}: the server answers {error.code}; check --url, --model and OPENAI_API_KEY") from None
             return str(error) or type(error).__name__
         found = [read_reply(text, finish_reason, e.label if given else None) for text, finish_reason, _ in replies]
@@ -951,7 +951,8 @@ def rows_so_far(out, source, examples, model, given):
             json.loads(done[-1])
         except ValueError:  # it was cut off
             done.pop()
-    rows = {row["id"]: {"label": None, "rationale": "", "gold": None, "faults": (), "tokens": 0, **row} for row in map(json.loads, done)}
+    rows = {str(row["id"]): {"label": None, "rationale": "", "gold": None, "faults": (), "tokens": 0, **row, "id": str(row["id"])}
+            for row in map(json.loads, done)}
     if done and Path(source).exists() and out.samefile(source):
         raise ValueError("it is what --in names")
     for name, row in rows.items():
@@ -970,7 +971,8 @@ def chat(url, body, timeout, connections):
     path = f"{place.path.rstrip('/')}/chat/completions" + f"?{place.query}" * bool(place.query)
     if not (line := connections.get(get_ident())):
         proxy = None if urllib.request.proxy_bypass(place.hostname) else urllib.request.getproxies().get(place.scheme)
-        line = (HTTPSConnection if place.scheme == "https" else HTTPConnection)((proxy or url).split("//")[-1].split("/")[0], timeout=timeout)
+        line = (HTTPSConnection if place.scheme == "https" else HTTPConnection)(
+            proxy.split("//")[-1].split("/")[0] if proxy else place.netloc, timeout=timeout)
         if proxy:
             line.set_tunnel(place.netloc)
         connections[get_ident()] = line
@@ -986,6 +988,8 @@ def chat(url, body, timeout, connections):
     except ValueError as e:
         raise DataError(f"{url} or $OPENAI_API_KEY can't be sent ({e})") from None
     if reply.status != 200:
+        if reply.status < 200:
+            line.close()  # what comes after it answers no other request
         raise urllib.request.HTTPError(url, reply.status, reply.reason, reply.headers, None)
     try:
         (choice, *_), usage = (told := json.loads(content))["choices"], told.get("usage") or {}
@@ -995,7 +999,8 @@ def chat(url, body, timeout, connections):
 
 WHY, WHAT = ("reason", "reasoning", "explanation", "rationale"), ("label", "answer")  # how replies call the two, at the start of a line or after a stop
 NAME = rf"(?:(?:the|my|final) )*({'|'.join(WHY + WHAT)})"
-FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s|(?<=[。！？，；]))[^\w\n]*{NAME}\b[^\w\n:=-]*(?:[:=：—]|[–-](?=\s))", re.I | re.M)
+FIELD = re.compile(rf"(?:^(?:\d+[.)])?|(?<=[.!?,;*\"'])\s(?!(?:\w+ ){{0,2}}\w+–\w)|(?<=[。！？，；]))"  # not ", answer–response"
+                   rf"[^\w\n]*{NAME}\b[^\w\n:=-]*(?:[:=：–—]|-(?=\s))", re.I | re.M)
 HEADING = re.compile(rf"^[^\w\n]*[#*][^\w\n]*(?:\d+[.)] *)?{NAME}[^\w\n]*$|<{NAME}>", re.I | re.M)  # "### 1. Reason", "**Label**", "<label>"
 NAMED = re.compile(rf"(?<![a-z])(?:{'|'.join(LABELS)})", re.I)
 # "not a clear entailment or contradiction", "isn't `neutral`", "non-entailment" name none; "no (neutral)", "no - neutral" and "no" on another line do
@@ -1020,11 +1025,12 @@ def read_reply(text, finish_reason="stop", given=None):
     labels, reasons = ([value for name, value in fields if name.lower() in names] for names in (WHAT, WHY))
     named = {label.lower() for value in labels or [start] * (not given) for label in NAMED.findall(DENIED.sub(" ", value))}
     reason = " ".join((reasons or [start])[0].split()).strip(" *{},;`")
-    reason = reason.strip('"') if reason.count('"') == 1 else reason
+    reason = re.sub(r'^"|(?<!\d)"$', "", reason) if reason.count('"') == 1 else reason  # after a digit it says inches
     reason = re.sub(r"^([\"'])((?:(?!\1).|(?<=\w)'(?=\w))*)\1$", r"\2", reason).strip(" *,")  # a pair around all of it
-    stems = "|".join(label if label == given else label[:6] for label in LABELS)  # "contradictory" is another label than neutral
+    stems = "|".join(label if label == given else r"(?<!not |n't |nor )\b" + re.sub("ment$|ion$", "", label)  # "contradictory" is another than neutral
+                     for label in LABELS)
     other = given and named != {given} and any(re.search(stems, value, re.I) for value in labels)
-    faults = {"cut off": finish_reason == "length", "another label": bool(other), "no label": not given and not named,
+    faults = {"cut off": finish_reason in ("length", "content_filter"), "another label": bool(other), "no label": not given and not named,
               "two labels": len(named) > 1, "empty reason": not re.search(r"\w", reason) or reason.lower().strip(".") in LABELS,
               "broken characters": bool(re.search("[\ufffd\ud800-\udfff]", reason))}  # a rationale file's readers refuse them
     label = given or (named.pop() if len(named) == 1 else None)
@@ -1087,7 +1093,7 @@ def print_table(table):
 def main(argv):
     """`python apprentice.py RUN [PREMISE HYPOTHESIS] [--json]`"""
     if not argv or "-h" in argv or "--help" in argv:
-        settings = [f"    --{k}={v}" for k, v in {"in": "toy", **collect.__kwdefaults__}.items()]
+        settings = [f"    --{k}" + f"={v}" * (v is not False) for k, v in {"in": "toy", **collect.__kwdefaults__}.items()]
         return print(*(collect.__doc__, "", *settings) if "collect" in argv else [__doc__], sep="\n")
     if argv[0] == "collect":
         words, opt = options(argv[1:], **{"in": "toy"}, **collect.__kwdefaults__)

@@ -343,7 +343,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     written = "" if row[found["label"]] is None else str(row[found["label"]])
     label = written.strip().lower()
     mended["labels with capitals or spaces"] += label != written
-    label = {str(numbers.find(word[0].upper())): word for word in LABELS if numbers}.get(label, label)
+    label = {str(numbers.find(word[0].upper())): word for word in LABELS if numbers}.get(label.removesuffix(".0"), label)
     if label in ("-", "-1"):  # -1: what - became in copies with numbers
         raise DataError(NO_LABEL)
     if label not in ("", *LABELS):
@@ -355,7 +355,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     if not premise or not hypothesis:
         raise DataError(f"{found['hypothesis' if premise else 'premise']} is empty")
     three = [row.get(f"Explanation_{k}") or row.get(f"explanation_{k}") or "" for k in (1, 2, 3)]
-    given = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations", three)
+    given = [row[found["rationale"]] or ""] if "rationale" in found else row.get("explanations") or three
     reasons = {k: reason for k, reason in enumerate((text("an explanation", r) for r in (given if isinstance(given, list) else [None])), 1) if reason}
     marked = [tuple(str(row.get(f"Sentence{side}_marked_{k}") or "") for side in (1, 2)) for k in reasons] if "Sentence1_marked_1" in row else ()
     mended["rows without a label"] += not label
@@ -404,8 +404,8 @@ def download(url, part):
         raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
 
 def retry(call, *args):
-    """call(*args), again after failures that may pass: when the server's Retry-After says, if that is within
-    ten minutes, else after 1, 2, 4, 8 seconds. Raises the fifth."""
+    """call(*args), again after failures that may pass: after 1, 2, 4, 8 seconds, or when the server's Retry-After
+    says, if that is later. Raises the fifth, and ConnectionError where ten minutes would not be enough."""
     for pause in (1, 2, 4, 8, None):
         try:
             return call(*args)
@@ -420,7 +420,7 @@ def retry(call, *args):
                 wait = pause
             if wait > 600:
                 raise ConnectionError(f"the server asks to wait for {wait:,.0f} seconds") from None
-            time.sleep(max(0, wait))
+            time.sleep(max(pause, wait))
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
 PAD, EOS, UNK, SENTINELS = 0, 1, 2, 100  # sentinels are T5's blanks, <extra_id_0> … <extra_id_99>; their ids count down from the end

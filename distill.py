@@ -89,7 +89,7 @@ class Config:
     explanations: int = 0  # of a row's explanations that are learnt; 0: all
     hypothesis_only: float = 0.0  # rows added against shortcuts, as a share of the labelled: a hypothesis without its premise, called neutral
     word_dropout: float = 0.0  # share of a source's tokens left out, others each time
-    format: str = "multitask"  # multitask (predict + explain) | simulate (simulate_input, _reason, _both) | predict | label_then_rationale | …
+    format: str = "multitask"  # multitask (predict + explain) | simulate (simulate_input, _reason, _both) | predict | … (data.py's FORMATS)
     max_source: int = 128  # tokens; longer sources are cut
     max_target: int = 64  # tokens; longer targets are cut
     # the losses: label_weight * CE(label) + rationale_weight * CE(reason) + kd_weight * divergence from the teacher + hidden_weight * MSE
@@ -98,7 +98,7 @@ class Config:
     kd_weight: float = 0.0  # above 0 needs a teacher with the same vocabulary
     hidden_weight: float = 0.0  # of the distance of hidden states from a live teacher's, layer by layer (TinyBERT)
     schedule: str = ""  # weights that move evenly to another value until the last step: "kd_weight:0 label_weight:2"
-    kd_loss: str = "forward_kl"  # forward_kl | reverse_kl | jsd | skew_forward_kl | skew_reverse_kl | tvd | soft_ce: see KINDS below
+    kd_loss: str = "forward_kl"  # forward_kl | reverse_kl | jsd | skew_forward_kl | skew_reverse_kl | tvd | soft_ce: see KINDS in distill.py
     kd_beta: float = 0.5  # of jsd: small is like forward, large like reverse KL; at 0 and 1 its size jumps (see KINDS)
     kd_skew: float = 0.1  # of the skewed divergences: the share mixed in
     temperature: float = 1.0  # of both softmaxes in the divergence; higher shows more of what the teacher thinks of wrong answers
@@ -843,6 +843,17 @@ def train(config, origin):
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # it is needed no more
     return folder
 
+def form_of(config, made):
+    """The student that a run begins with, its weights aside; None where its config.json is still to come."""
+    name, form = config.teachers()[0][0] if config.student == "cut" else config.student, None
+    if name in SIZES:
+        return sized(name, 200, config.student_layers, config.student_width)
+    if name.endswith(".py"):
+        form = form_of(Config(**read_config(name)), made)
+    elif Path(name) not in made and (file := fetch(name, weights=False) / "config.json").is_file():
+        form = T5(T5Config.from_file(file))
+    return cut_student(form, config.student_layers) if form and config.student == "cut" else form
+
 def check(config, made=(), trail=()):
     """Raises DataError for what can be seen to fail before anything is trained, in the configs of its teachers and student too. made: the
     folders that will be there by then."""
@@ -852,11 +863,8 @@ def check(config, made=(), trail=()):
     if config.uses("kd_weight", "hidden_weight") and not config.teachers():
         raise DataError(f"kd_weight={config.kd_weight}, hidden_weight={config.hidden_weight} of {config.name} need a T5 as the teacher; "
                         f"teacher is {config.teacher!r}")
-    if config.student in SIZES:
-        with torch.device("meta"):
-            learning_parameters(sized(config.student, 200, config.student_layers, config.student_width), config.train_only, config.lora_rank > 0)
     if not any(e.label for e in stream_examples(config.data, "validation")):
-        raise DataError(f"{config.data} has no labelled validation rows, which choose the weights to keep")
+        raise DataError(f"{config.data} has no labelled validation rows, which choose the weights to keep; mix in some: --data=LABELLED+{config.data}")
     needs = set().union(*(FORMATS[task].needs for task in TASKS[config.format]))
     rows = itertools.islice(stream_examples(config.data, "train"), config.labelled_rows or None)
     if config.teacher_writes != "all" and not any((e.label or "label" not in needs) and (e.explanations or "rationale" not in needs) for e in rows):
@@ -883,6 +891,9 @@ def check(config, made=(), trail=()):
         own = Config(**{"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device})
         listen(name, TASKS[own.format])
         check(own, made, (*trail, name))
+    with torch.device("meta"):
+        if form := form_of(config, made):
+            learning_parameters(form, config.train_only, config.lora_rank > 0)
 
 def main(argv):
     """Teachers, students, table."""
@@ -909,7 +920,7 @@ def main(argv):
     if config.format.startswith("simulate"):
         return print(f"results are in {last}; python evaluate.py RUN --simulator={last} judges by it whether RUN's reasons help")
     for data in config.tests.split() or [config.data]:
-        with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its whole report, of the last data
+        with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its report but for the probes, of the last data
             evaluate.main([*map(str, folders), f"--data={data}", f"--limit={config.test_rows}", f"--device={config.torch_device}", "--probes=0"])
         print(f"\n{data}, test rows; in percent but for parameters and time")
         found = {str(folder): json.loads((folder / "eval.json").read_text()) for folder in folders}

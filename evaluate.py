@@ -5,7 +5,7 @@
     python evaluate.py answers.jsonl --data=FILE         score a predictions file (a line a row: id, label, rationale) of any origin
     python evaluate.py --data=FILE                       no run: what the rows give away, and how well people agree with each other
         --limit=N        a seeded sample of N rows, without a run the first N         --seed=0   of all that is drawn
-        --probes=100     rows on which the model is asked again, for its faithfulness
+        --probes=100     rows on which the model is asked again, for its faithfulness and calibration
         --num_beams=1    of the decoder                  --device=cpu    --landscape=25   the loss around the weights, points a side
         --simulator=RUN  that configs/simulator.py made of the answers, for LAS; several with commas, each for its own run
         --bert_score=MODEL   BERTScore by the encoder of a run, checkpoint or hub name; --layer=N of it (0: all), --idf, --rescale by a baseline
@@ -387,6 +387,7 @@ def unheard(lines, name, path, settings):
     if settings.get("data") != name:
         return None
     new = {run for line in lines for text in (line["rationale"], *line["references"]) for run in _ngrams(rouge_tokens(text, False), 3)}
+    new.difference_update([("nothing", "is", "known")] * bool(settings.get("hypothesis_only")))
     limit = settings.get("labelled_rows") or None
     files = [path / "teacher.jsonl"] * (settings.get("teacher_writes", "none") != "none") + re.findall(r"[^+]+\.jsonl[^+@]*", settings.get("teacher", ""))
     held_out = [(name, "validation"), *((source, "test") for source in (name, *settings.get("tests", "").split()))]  # it learns nothing of these premises
@@ -396,11 +397,12 @@ def unheard(lines, name, path, settings):
             yield from itertools.islice(stream_examples(name, "train"), limit)
         for file in files:
             known = limit and borrowed(str(file))
-            yield from (e for e in stream_examples(file) if e.label and e.premise.lower() not in secret and (e.pair in gold or not known))
+            yield from (e for e in stream_examples(file) if e.label and e.premise.lower() not in secret and (e.pair in gold or not known)
+                        and (settings.get("other_labels", 1) or gold.get(e.pair, e.label) == e.label))
 
     try:
         secret = {e.premise.lower() for source, split in held_out for e in (stream_examples(source, split) if files else ())}
-        gold = {e.pair for e in itertools.islice(stream_examples(name, "train"), limit) if e.label} if limit else ()
+        gold = {e.pair: e.label for e in itertools.islice(stream_examples(name, "train") if files else (), limit) if e.label}
         for example in tqdm(heard(), desc="novelty", unit="row", leave=False):
             for text in example.explanations[: settings.get("explanations") or None]:
                 new.difference_update(_ngrams(rouge_tokens(text, False), 3))

@@ -357,7 +357,7 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=p, scale=1.0)
         return self.out(y.transpose(1, 2).flatten(2))  # (B, H, T, k) -> (B, T, H*k) -> (B, T, d)
 
-ROOT = torch.tensor([math.sqrt(8 / math.pi)])
+ROOT = torch.tensor([math.sqrt(8 / math.pi)], dtype=torch.float32, device="cpu")
 
 def activated(h, act):
     """act: relu, (..., n) -> (..., n), or gated-gelu, (..., 2n) -> (..., n)"""

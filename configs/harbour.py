@@ -1,5 +1,5 @@
 """Domain adaptation: the distilled student of the park learns the harbour from 1,000 rows. Only its decoder moves; beside it only
-the embeddings, everything, and low-rank changes. The table shows both domains before (park) and after: what was gained, what forgotten."""
+embeddings and head, everything, and low-rank changes. The table shows both domains before (park) and after: what was gained, what forgotten."""
 student = "configs/park.py"
 data = "toy-harbour"
 labelled_rows = 1000

@@ -113,6 +113,9 @@ def model():
                 httpd.stop.wait(3)
             if act == "hang up":
                 return self.connection.shutdown(2)
+            if act == "hints":
+                self.send_response_only(103)
+                self.end_headers()
             status, text = (act, "no") if isinstance(act, int) else (200, act)
             end = "length" if text.startswith("CUT") else "stop"
             reply = {"choices": [{"message": {"content": text}, "finish_reason": end}], "usage": {"total_tokens": 10}}
@@ -232,6 +235,18 @@ def test_ctrl_c_waits_for_no_reply(model, tmp_path):
     assert process.communicate()[1].endswith("interrupted\n") and process.returncode == 130 and time.perf_counter() - start < 10
 
 
+def test_collect_gives_no_row_the_answer_to_another(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data.time, "sleep", lambda seconds: None)
+    model.script = {"p0": ["hints"], "p1": ["Reason: one.\nLabel: neutral"], "p2": [403], "p3": ["Reason: three.\nLabel: contradiction"]}
+    source, out = pairs(tmp_path / "in.jsonl", 5), tmp_path / "out.jsonl"
+    out.write_text('{"id": "r4", "label": "neutral", "rationale": "by hand"}\n'.replace('"r4"', "4"))
+    source.write_text(source.read_text().replace('"r4"', "4"))
+    rows = apprentice.collect(source, out=out, url=f"{model.url}//?next=http://127.0.0.2/x", model="big", split=None, shots=0, concurrency=1)
+    assert {row["id"]: row["rationale"] for row in rows} == {"4": "by hand", "r1": "one.", "r3": "three."} and len(model.asked) == 4
+    told = capsys.readouterr().out
+    assert "HTTP Error 103" in told and "HTTP Error 403" in told, "a filter's 403 is of one row"
+
+
 def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     model.script = {"p0": ["Reason: a\nLabel: neutral", "Reason: b\nLabel: entailment", "Reason: c\nLabel: entailment", "none"]}
     source = pairs(tmp_path / "in.jsonl", 9)
@@ -244,6 +259,10 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     assert apprentice.read_reply("Reason: because.\nLabel: not neutral", given="neutral") == ("neutral", "because.", "another label")
     assert apprentice.read_reply("Label: entailed\nReason: so.", given="entailment") == ("entailment", "so.", "")
     assert apprentice.read_reply("Label: contradictory\nReason: so.", given="neutral") == ("neutral", "so.", "another label")
+    for label, text in (("entailment", "yes, he signs a contract"), ("entailment", "entailed, it does not contradict"),
+                        ("neutral", "unknown, not entailed"), ("contradiction", "false (not entailed)")):
+        assert apprentice.read_reply(f"Label: {text}\nReason: so.", given=label) == (label, "so.", "")
+    assert apprentice.read_reply("Label: neutral\nReason: he is a", "content_filter") == ("neutral", "he is a", "cut off")
     model.default = "Reason: because."
     rows = apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, given=True, shots=2, concurrency=1)
     assert {(row["label"], row["rationale"]) for row in rows} == {("neutral", "because.")}, "the label that was told stands"

@@ -649,6 +649,10 @@ def test_what_must_fail_is_told_before_anything_is_trained(world, tmp_path):
         with pytest.raises(DataError, match=says):
             prepare(replace(one, name="two", **way | how))
         assert not (tmp_path / "two" / "teacher.jsonl").exists(), "a teacher writes for hours"
+    for how, says in ((dict(train_only="nowhere", student=str(world / "b")), "names no parameter"),
+                      (dict(student="cut", student_layers=9, teacher=str(world / "a")), "student_layers is 9")):
+        with pytest.raises(DataError, match=says):
+            distill.check(replace(one, name="two", **way | how))
     distill.check(replace(one, name="two", teacher="", student=str(tmp_path / "to come")), made=[tmp_path / "to come"])
     with pytest.raises(CheckpointError, match="to come"):
         distill.check(replace(one, name="two", teacher="", student=str(tmp_path / "to come")))

@@ -394,6 +394,11 @@ def test_what_training_never_said(tmp_path):
     for row, heard in (({}, 2), ({"premise": "u"}, 2), ({"premise": "P"}, 0), ({"premise": "v"}, 0), ({"premise": "t"}, 0), ({"label": ""}, 0)):
         (tmp_path / "all.jsonl").write_text(json.dumps(taught | row) + "\n")                                        # none to held-out premises
         assert len(unheard(**how)) - len(unheard(**how, teacher=str(tmp_path / "all.jsonl"))) == heard
+    assert len(unheard(data=people, hypothesis_only=0.5)) == 3 and ("nothing", "is", "known") not in ev.unheard(
+        [line | {"rationale": "nothing is known."}], people, tmp_path, {"data": people, "hypothesis_only": 0.5})
+    wrong = tmp_path / "wrong.jsonl"  # with another label than gold, which counts other_labels
+    wrong.write_text(json.dumps({"premise": "p", "hypothesis": "h", "label": N, "rationale": "b c d"}))
+    assert [("b", "c", "d") in unheard(data=people, teacher=str(wrong), other_labels=counts) for counts in (0.0, 0.5)] == [True, False]
     more = file("more.jsonl", ["the dog a"], ["dog a pet"])
     assert unheard(data=more, labelled_rows=1) - unheard(data=more) == {("dog", "a", "pet")}
     for given, heard in ((True, 0), (False, 1)):  # of a file whose labels are the data's own it hears no more rows than labelled_rows

@@ -2,6 +2,7 @@
 import doctest
 import json
 import math
+import runpy
 import struct
 import subprocess
 import sys
@@ -33,10 +34,16 @@ def test_the_gelu_is_the_tanh_form_and_the_quick_one_is_the_same(rows):
     truth = (0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) * up.double()).float()
     h = torch.cat([gate, up], 1)
     before = h.clone()
-    for way in (torch.no_grad(), torch.enable_grad()):
+    for way in (torch.enable_grad(), torch.no_grad()):
         with way:
             torch.testing.assert_close(m.activated(h, "gated-gelu"), truth, rtol=2e-6, atol=2e-6)
     assert torch.equal(h, before)
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.no_grad():
+            assert runpy.run_path(m.__file__)["activated"](h, "gated-gelu").dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 def test_zero_head_gives_ln_v_and_padding_changes_nothing():
     net = small()
