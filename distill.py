@@ -39,24 +39,10 @@ import torch.nn.functional as F
 from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
+import data
 import evaluate
 from apprentice import EOS, TASKS, Apprentice, LoRA, Recorded, cast, check_device, cut_student, generate, learning_parameters, read_run, sized
-from data import (
-    FORMATS,
-    Batch,
-    BucketSampler,
-    DataError,
-    Tokenizer,
-    borrowed,
-    cache_folder,
-    collate,
-    encoded_rows,
-    out_of_memory,
-    read_examples,
-    run_main,
-    stream_examples,
-    train_vocabulary,
-)
+from data import FORMATS, Batch, BucketSampler, DataError, Tokenizer, borrowed, collate, encoded_rows, read_examples, run_main, stream_examples
 from model import SIZES, T5, CheckpointError, T5Config, fetch, product, read_json, replace_file, weights_digest
 
 WEIGHTS = ("label_weight", "rationale_weight", "kd_weight", "hidden_weight")
@@ -640,7 +626,7 @@ def vocabulary_for(config, tasks, start):
     if not path.is_file() and pieces.isdecimal() and not start:
         examples = read_examples(other or config.data, "train", 0 if other else config.labelled_rows)
         texts = [text for e in examples for text in (e.premise, e.hypothesis, *e.explanations)]
-        train_vocabulary(texts + [FORMATS[task].render(e)[0] for e in examples[:1000] for task in tasks], path, int(pieces))
+        data.train_vocabulary(texts + [FORMATS[task].render(e)[0] for e in examples[:1000] for task in tasks], path, int(pieces))
     elif not path.is_file():
         if not start and not config.vocabulary:
             raise DataError(f"a student of size {config.student} needs a vocabulary: set a teacher, or vocabulary to a number of pieces or a file")
@@ -675,7 +661,7 @@ def lessons(config, teachers):
         reasoned = any("rationale" in FORMATS[task].needs for task in TASKS[config.format])
         gold = {e.pair: e.label for e in read_examples(config.data, "train", config.labelled_rows) if e.label}
         held_out = [e for split in ("validation", "test") for e in read_examples(config.data, split)]
-        secret = {e.premise.lower() for e in held_out + [e for data in config.tests.split() for e in read_examples(data, "test")]}
+        secret = {e.premise.lower() for e in held_out + [e for source in config.tests.split() for e in read_examples(source, "test")]}
     for path, weight in files:
         rows, known = [e for e in read_examples(path) if e.label], config.labelled_rows and borrowed(path)
         free = [e for e in rows if e.premise.lower() not in secret and (e.pair in gold or not known) and (e.explanations or not reasoned)]
@@ -789,7 +775,7 @@ def train(config, origin):
             sampler.place = state["place"]
             best = state["best"]
         except Exception as e:  # the unpickler raises nearly anything on a broken file
-            if out_of_memory(e):
+            if data.out_of_memory(e):
                 raise
             why = (str(e) or type(e).__name__).splitlines()[0][:80]
             raise DataError(f"{state_file} is damaged ({why}): delete it to begin this run anew") from None
@@ -905,31 +891,31 @@ def main(argv):
             other = {k: cast(k, v, asdict(Config())) for k, v in other.items()}
             configs.append((replace(config, **other, name=f"{config.name}-{name}", baselines={}), origin | dict.fromkeys(other, f"baseline {name}")))
         configs.append((config, origin))
-    for data in config.tests.split() or [config.data] * (not config.format.startswith("simulate")):  # of the last one, whose table it will be
-        if not any(e.label for e in stream_examples(data, "test")):
-            raise DataError(f"{data} has no test row with a label, and so no table can be made; name other data with --tests=DATA")
+    for source in config.tests.split() or [config.data] * (not config.format.startswith("simulate")):  # of the last one, whose table it will be
+        if not any(e.label for e in stream_examples(source, "test")):
+            raise DataError(f"{source} has no test row with a label, and so no table can be made; name other data with --tests=DATA")
     for i, (config, _) in enumerate(configs):
         check(config, made=[before.folder for before, _ in configs[:i]])
     for config, origin in configs:
         start = [config.student] * (config.student.endswith(".py") or (Path(config.student) / "run.json").is_file())
         names = [*(name for name, _ in config.teachers()), *start]
         if standing(config)[0]:  # to a finished run they may be lost
-            names = [name for name in names if Path(name).exists() or (cache_folder() / name.replace("/", "--")).is_dir()]
+            names = [name for name in names if Path(name).exists() or (data.cache_folder() / name.replace("/", "--")).is_dir()]
         folders += [f for f in (*(folder_of(name, config) for name in names), train(config, origin)) if f not in folders]
     last = shlex.quote(str(folders[-1]))
     if config.format.startswith("simulate"):
         return print(f"results are in {last}; python evaluate.py RUN --simulator={last} judges by it whether RUN's reasons help")
-    for data in config.tests.split() or [config.data]:
+    for source in config.tests.split() or [config.data]:
         with contextlib.redirect_stdout(open(os.devnull, "w")):  # each run's folder holds its report but for the probes, of the last data
-            evaluate.main([*map(str, folders), f"--data={data}", f"--limit={config.test_rows}", f"--device={config.torch_device}", "--probes=0"])
-        print(f"\n{data}, test rows; in percent but for parameters and time")
+            evaluate.main([*map(str, folders), f"--data={source}", f"--limit={config.test_rows}", f"--device={config.torch_device}", "--probes=0"])
+        print(f"\n{source}, test rows; in percent but for parameters and time")
         found = {str(folder): json.loads((folder / "eval.json").read_text()) for folder in folders}
         table = found[str(folders[-1])]["findings"]["The answers"]["table"]
         columns = ("parameters", "accuracy", "accuracy interval", "valid", "ROUGE-L", "ms an answer")
         evaluate.print_table({name: {column: row[column] for column in columns} for name, row in table.items() if name in found or row["accuracy"]})
         points = {name: ([run["parameters"]], [100 * run["accuracy"]]) for name, run in found.items()}
-        name = re.sub(r"[^\w.]+", "-", Path(data.partition("?")[0]).stem)
-        replace_file(folders[-1] / f"{name}.png", evaluate.picture("parameters", f"accuracy on {data}, test rows, %", lines=points))
+        name = re.sub(r"[^\w.]+", "-", Path(source.partition("?")[0]).stem)
+        replace_file(folders[-1] / f"{name}.png", evaluate.picture("parameters", f"accuracy on {source}, test rows, %", lines=points))
     print(f"results are in {last}, a report.html in each run's folder; ask it: python apprentice.py {last}")
 
 if __name__ == "__main__":
