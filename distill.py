@@ -688,7 +688,7 @@ def same_words(name, folder, tokenizer):
     if (words := T5Config.from_file(folder / "config.json").vocab_size) < tokenizer.vocab_size:
         raise DataError(f"teacher {name}: its config.json has {words:,} words, its spiece.model {tokenizer.vocab_size:,}")
 
-def teacher_of(name, folder, config, tokenizer, rows):
+def teacher_of(folder, config, tokenizer, rows):
     """A T5 teacher as `Trainer` asks it: live, or from the disk where there is a teacher_cache."""
     if config.teacher_cache and tokenizer.vocab_size > 2**16:
         raise DataError(f"teacher_cache keeps words as 16-bit numbers, and {tokenizer.path} has {tokenizer.vocab_size:,}: leave it empty")
@@ -697,7 +697,7 @@ def teacher_of(name, folder, config, tokenizer, rows):
     about = {"teacher": weights_digest(folder), "vocabulary": digest(tokenizer.path.read_bytes())}
     config = replace(config, top_k=min(config.top_k, tokenizer.vocab_size))
     return CachedTeacher(Path(config.teacher_cache) / folder.name, about, rows, config,
-                         live=lambda: teacher_of(name, folder, replace(config, teacher_cache=""), tokenizer, ()))
+                         live=lambda: teacher_of(folder, replace(config, teacher_cache=""), tokenizer, ()))
 
 def prepare(config):
     """All that a run needs -> (trainer, tokenizer, lengths of the N rows, batches_of(row numbers), validation examples, a digest of what it learns from)"""
@@ -713,15 +713,15 @@ def prepare(config):
     if student.config.vocab_size < tokenizer.vocab_size:
         raise DataError(f"{start}: its config.json has {student.config.vocab_size:,} words, its spiece.model {tokenizer.vocab_size:,}")
     learning_parameters(student, config.train_only, config.lora_rank > 0)  # a teacher may write for hours before the Trainer asks
-    for (name, _), folder in zip(config.teachers(), teachers, strict=True) if config.uses("kd_weight", "hidden_weight") else ():
+    asked = [*zip(config.teachers(), teachers, strict=True)] if config.uses("kd_weight", "hidden_weight") else []
+    for (name, _), folder in asked:
         same_words(name, folder, tokenizer)
     limits = dict(max_source=config.max_source, max_target=config.max_target, explanations=config.explanations)
     groups = [(encoded_rows(source, "train", tokenizer, tasks, limit=0 if isinstance(source, list) else config.labelled_rows, **limits), weight)
               for source, weight in lessons(config, teachers)]
     rows = {task: ConcatDataset([group[task] for group, _ in groups]) for task in tasks}
     weights = torch.cat([torch.full((len(group[tasks[0]]),), weight) for group, weight in groups])
-    asked = zip(config.teachers(), teachers, strict=True) if config.uses("kd_weight", "hidden_weight") else ()
-    asked = [teacher_of(name, folder, config, tokenizer, itertools.chain(*rows.values())) for (name, _), folder in asked]
+    asked = [teacher_of(folder, config, tokenizer, itertools.chain(*rows.values())) for _, folder in asked]
     trainer = Trainer(student, asked, config, tokenizer.vocab_size)
     learn, have = (sum(p.numel() for p in some) for some in (trainer.learning, student.parameters()))
     print(f"{learn:,} parameters learn, {learn / have:.1%} of the {have:,} there are, from {len(weights):,} rows")
