@@ -19,13 +19,14 @@ import sys
 import time
 import urllib.request
 from collections import Counter, deque
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from email.utils import mktime_tz, parsedate_tz
 from functools import lru_cache
 from http.client import HTTPException
 from itertools import combinations, islice, zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -612,12 +613,11 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
         with suppress(OSError, ValueError):  # it is damaged, and made anew
             return {task: Encoded(folder / task) for task in tasks}
         shutil.rmtree(folder)
-    examples, part = islice(source if given else stream_examples(source, split), limit or None), Path(f"{folder}.{os.getpid()}")
+    examples = islice(source if given else stream_examples(source, split), limit or None)
     wanted, read, kept = set().union(*(FORMATS[task].needs for task in tasks)), 0, 0
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with ExitStack() as undo, tqdm(desc="encoding", unit="row", disable=None) as bar:
-        undo.callback(shutil.rmtree, part, ignore_errors=True)  # where it can't be ended: half of it is of no use
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as work, tqdm(desc="encoding", unit="row", disable=None) as bar:
+        (part := Path(work, "rows")).mkdir()
         while chunk := list(islice(examples, 5000)):
             usable = [e for e in chunk if (e.label or "label" not in wanted) and (e.explanations or "rationale" not in wanted)]
             rows = [(e, k) for e in usable for k in range(min(len(e.explanations), explanations or 99) if "rationale" in wanted else 1)]
@@ -630,12 +630,10 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
                     with open(part / f"{task}.{ending}", "ab") as file:
                         file.write(array.tobytes())
             bar.update(len(chunk))
-        undo.pop_all()
+        if kept and not folder.is_dir():  # else another process was first
+            part.rename(folder)
     if kept < read:
         print(f"{read - kept:,} of {read:,} rows lack a {' or a '.join(sorted(wanted))} and are left out", file=sys.stderr)
-    if kept and not folder.is_dir():  # else another process was first
-        part.rename(folder)
-    shutil.rmtree(part, ignore_errors=True)
     if not kept:
         raise DataError(f"none of {read:,} rows has a {' and a '.join(sorted(wanted))}, which {' and '.join(tasks)} need")
     return {task: Encoded(folder / task) for task in tasks}
