@@ -24,7 +24,6 @@ import re
 import shutil
 import sys
 import time
-import urllib.error
 import urllib.request
 import warnings
 from dataclasses import asdict, dataclass, fields
@@ -749,7 +748,7 @@ def download(url, path, tries=5):
                 if total and part.stat().st_size != total:
                     raise ConnectionError(f"cut after {part.stat().st_size} of {total} bytes")
                 said.update({k.lower(): v for k, v in reply.headers.items()})
-        except urllib.error.HTTPError as e:
+        except urllib.request.HTTPError as e:
             if e.code == 403:  # a gated model, or a proxy that bars the hub's store: the file may well be there
                 raise PermissionError(f"the server answers 403 for {e.url}") from None
             if e.code in (401, 404):  # the hub answers 401 for names that it does not know
