@@ -762,8 +762,7 @@ def download(url, path, tries=5):
             error = str(getattr(e, "reason", e)) or type(e).__name__
         else:
             wanted = re.fullmatch('"?([0-9a-f]{64})"?', said.get("x-linked-etag", ""))
-            found = hashlib.sha256(mapped(part)).hexdigest() if wanted else None
-            if wanted and found != wanted[1]:
+            if wanted and (found := hashlib.sha256(mapped(part)).hexdigest()) != wanted[1]:
                 part.unlink()
                 raise OSError(f"the sha256 of what came is {found[:12]}…, the hub says {wanted[1][:12]}…; run again to fetch it anew")
             os.replace(part, path)
