@@ -771,14 +771,6 @@ def download(url, path, tries=5):
 
 # --- python model.py --------------------------------------------------------------------------------------------------
 
-def table_of_parts(model):
-    """The network as text: each part, its shape, how often it stands there and how many parameters that makes."""
-    rows, total = {}, sum(p.numel() for p in model.parameters())
-    for name, p in model.named_parameters():
-        rows.setdefault((re.sub(r"blocks\.\d+", "blocks.*", name), " x ".join(map(str, p.shape))), []).append(p.numel())
-    lines = [f"{name:38}{shape:>16}{len(n):>7}{sum(n):>16,}{sum(n) / total:>8.1%}" for (name, shape), n in [*rows.items(), (("all", ""), [total])]]
-    return "\n".join([f"{'part':38}{'shape':>16}{'times':>7}{'parameters':>16}{'share':>8}", *lines])
-
 def main(args):
     """`python model.py [SIZE or DIR or HUB NAME]`"""
     if len(args) != 1 or args[0] in ("-h", "--help"):
@@ -788,9 +780,13 @@ def main(args):
             model = T5(SIZES[args[0]])
     else:
         model = T5.from_pretrained(args[0])
-    c = model.config
+    c, rows, total = model.config, {}, sum(p.numel() for p in model.parameters())
+    for name, p in model.named_parameters():
+        rows.setdefault((re.sub(r"blocks\.\d+", "blocks.*", name), " x ".join(map(str, p.shape))), []).append(p.numel())
+    lines = [f"{name:38}{shape:>16}{len(n):>7}{sum(n):>16,}{sum(n) / total:>8.1%}" for (name, shape), n in [*rows.items(), (("all", ""), [total])]]
     print(f"{args[0]}: T5 {'v1.0' if c.tie_word_embeddings else 'v1.1'}, {c.num_layers} + {c.num_decoder_layers} layers, width {c.d_model}, "
-          f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n\n{table_of_parts(model)}", flush=True)
+          f"{c.num_heads} heads of {c.d_kv}, vocabulary {c.vocab_size:,}\n",
+          f"{'part':38}{'shape':>16}{'times':>7}{'parameters':>16}{'share':>8}", *lines, sep="\n", flush=True)
 
 if __name__ == "__main__":
     try:
