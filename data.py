@@ -603,9 +603,7 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     whole = [(name, None) for _, options, _ in parts for name, *_ in parts_of(dict(parse_qsl(options)).get("pairs", "toy"))]
     names = [(name, part) for name, part in [(name, split) for name, *_ in parts] + whole if not re.fullmatch(TOY, name)]
     for path in (tokenizer.path, __file__, WORLDS, *(path for name, part in names for path, _ in files_of(name, part))):
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                key.update(block)
+        key.update(np.memmap(path, np.uint8, "r") if Path(path).stat().st_size else b"")
     for example in source if given else ():
         key.update(repr(example).encode())
     folder = cache_folder() / "encoded" / key.hexdigest()[:32]
