@@ -819,10 +819,9 @@ def learning_parameters(model, pattern, matrices=False):
     blocks = [(stack, i, n) for stack, n in (("encoder", model.config.num_layers), ("decoder", model.config.num_decoder_layers)) for i in range(n)]
     pattern = re.sub(r"last([1-9]\d*)", lambda m: "(" + "|".join(rf"{stack}\.blocks\.{i}\." for stack, i, n in blocks if i >= n - int(m[1])) + ")", pattern)
     try:
-        named = {name: p for name, p in model.named_parameters() if re.search(pattern, name)}
+        chosen = {k: p for k, p in model.named_parameters() if re.search(pattern, k) and (not matrices or p.dim() == 2 and ".blocks." in k)}
     except re.error as e:
         raise DataError(f"train_only={pattern!r} is no regular expression ({e})") from None
-    chosen = {name: p for name, p in named.items() if not matrices or p.dim() == 2 and ".blocks." in name}
     if not chosen:
         raise DataError(f"train_only={pattern!r} names no parameter; python model.py SIZE lists them")
     for name, p in model.named_parameters():
