@@ -448,7 +448,7 @@ class Trainer:
             raise DataError(f"kd_weight is {c.kd_weight}, hidden_weight {c.hidden_weight}, but there is no teacher to learn from")
         self.vocab_size = vocab_size or min(m.config.vocab_size for m in (student, *teachers))  # rows of the heads from there on are padding, no words
         self.teachers = [LiveTeacher(t, c, self.vocab_size) if isinstance(t, T5) else t for t in teachers]
-        self.names, weights = zip(*(c.teachers() or [(str(i), 1.0) for i in range(len(teachers))] or [("", 1.0)]), strict=True)
+        names, weights = zip(*(c.teachers() or [(str(i), 1.0) for i in range(len(teachers))] or [("", 1.0)]), strict=True)
         self.teacher_weights = torch.tensor(weights, device=self.device)
         self.autocast = torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=c.bf16)
         chosen = [*learning_parameters(student, c.train_only, matrices=c.lora_rank > 0).values()]
@@ -459,7 +459,7 @@ class Trainer:
         self.moving = [*self.learning, *self.projections.parameters()]
         groups = [{"params": [p for p in self.moving if (p.dim() > 1) == matrix], "weight_decay": c.weight_decay * matrix} for matrix in (True, False)]
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.99), fused=True)
-        each = [f"kd {name}" for name in self.names if len(self.teachers) > 1 and self.asks]
+        each = [f"kd {name}" for name in names if len(self.teachers) > 1 and self.asks]
         self.tells = ["loss", "label", "rationale", "kd", *["hidden"] * c.uses("hidden_weight"), *each]
         self.graded = [p for p in (*student.parameters(), *self.projections.parameters()) if p.requires_grad]
         # A GPU records a step for each shape and replays it; gradients and sums then stay in one place. Not where a teacher is read from the disk.
