@@ -445,7 +445,7 @@ class Tokenizer:
         """"a dog" -> [3, 9, 1782, 1]: the ids of its pieces and </s> = 1."""
         ids = []
         for i, piece in enumerate(SPECIAL.split(text)):  # texts at even places, special tokens between them
-            ids += [self.special[piece]] if i % 2 and piece in self.special else self.model.EncodeAsIds(piece)
+            ids += [self.special[piece]] if i % 2 else self.model.EncodeAsIds(piece)
         return ids + [EOS]
 
     def encode_all(self, texts):
