@@ -377,7 +377,7 @@ def main(argv):
             result = {**about, "models": compare(names, opt, work)}
             print_report(result["models"], opt["against"])
             picture_of_cost(result["models"], picture)
-            runs = [r for r in result["models"] if Path(r["name"], "run.json").is_file()]
+            runs = [r for r in result["models"] if r["name"] not in SIZES and Path(r["name"], "run.json").is_file()]
             files = {**{Path(r["name"], "bench.json"): {**r, **about} for r in runs}, out / "bench.json": result}
     for place, content in files.items():
         replace_file(place, (json.dumps(content, indent=1) + "\n").encode())

@@ -619,11 +619,12 @@ def attribution_overlap(lines, apprentice, seed=0):
     """Do label and reason rest on the same words? Spearman's rank correlation, over the tokens of the pair, of what matters to the label and what to the reason
     by gradient x input (after the "feature importance agreement" of Wiegreffe et al. 2021): mean and interval of the rows; as control the model is made to give
     another row's reason for that answer. Two passes a row. Gradients see very small changes only, and words may matter to each for its own cause."""
-    table, premises = {}, [line["premise"] for line in lines]
+    table = {}
     for name, told in (("its own reason", lines), ("control: another row's", swapped(lines, True, seed))):
-        both = [attributions(apprentice, line, other["rationale"]) for line, other in zip(lines, told, strict=True)]
-        values = [np.corrcoef(*(one[part].argsort().argsort() for part in ("label", "rationale")))[0, 1] for one in both]
-        table[name] = {"rank correlation, %": float(np.mean(values)), "95% interval": bootstrap_interval(values, premises, seed=seed)}
+        both = {i: attributions(apprentice, lines[i], other["rationale"]) for i, other in enumerate(told) if other["rationale"]}
+        values = [np.corrcoef(*(one[part].argsort().argsort() for part in ("label", "rationale")))[0, 1] for one in both.values()]
+        mean, interval = (float(np.mean(values)), bootstrap_interval(values, [lines[i]["premise"] for i in both], seed=seed)) if both else (None, None)
+        table[name] = {"rank correlation, %": mean, "95% interval": interval}
     return finding(attribution_overlap, table)
 
 @torch.no_grad()
@@ -676,7 +677,7 @@ def trade_off(results):
         qualities = {**headline(result), "LAS": first.get("LAS"), "nearer": first.get("nearer to its own pair")}
         table[name] = {key: qualities[key] for key in ("accuracy", "ROUGE-L", "LAS", "nearer")} | {
             "parameters": result.get("parameters"), **costs}
-    runs, most = list(table.values()), max(table.values(), key=lambda row: row["parameters"] or 0)
+    runs, most = list(table.values()), max(table.values(), key=lambda row: (row["parameters"] or 0, row["accuracy"] or 0))
     costs = [cost for cost in ("parameters", "µs", "kB") if all(row[cost] for row in runs)]
     def best(row, cost, value):  # no other run is as good for less, or better for as little
         return not any(o[cost] <= row[cost] and (o[value] or 0) >= row[value] and (o[cost], o[value]) != (row[cost], row[value]) for o in runs)
@@ -759,8 +760,8 @@ def read_predictions(path):
         try:
             row = json.loads(line)
             predictions.append({"id": str(row["id"]), "label": row["label"] and row["label"].strip().lower(),
-                                "rationale": row.get("rationale") or "", "text": str(row.get("text") or "")})
-            if not isinstance(row["label"], str | None) or not isinstance(row.get("rationale") or "", str):
+                                "rationale": (row.get("rationale") or "").strip(), "text": str(row.get("text") or "")})
+            if not isinstance(row["label"], str | None):
                 raise TypeError
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             raise DataError(f"{path}, line {number}: {line[:80]}: id, label (of {', '.join(LABELS)}, or null) and rationale (text) are needed") from None
