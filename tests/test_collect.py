@@ -383,4 +383,5 @@ def test_a_run_can_be_the_labeller(tmp_path, capsys):
 def test_collect_tells_its_options(capsys):
     apprentice.main(["collect", "--help"])
     told = capsys.readouterr().out
-    assert apprentice.collect.__doc__ in told and all(f"\n    --{name}=" in told for name in ("in", *apprentice.collect.__kwdefaults__))
+    assert apprentice.collect.__doc__ in told and "\n    --given\n" in told
+    assert all(f"\n    --{name}=" in told for name in ("in", *apprentice.collect.__kwdefaults__) if name != "given")

@@ -447,7 +447,8 @@ def test_trade_off_by_hand(tmp_path):
     assert {shown["x"] for shown in unmeasured["pictures"]} == {"parameters"}
     file = {"answers.jsonl": {**run("file", 0.8, 0, None)[str(tmp_path / "file")], "parameters": None}}
     assert ev.trade_off(teacher | file)["table"]["answers.jsonl"]["beside the largest"] == "89% of the accuracy"
-    for runs in (teacher | run("twin", 0.45, 1000, None), run("twin", 0.45, 1000, None) | teacher):   # of equals the best, whichever is named first
+    twin = run("twin", 0.45, 1000, None)
+    for runs in (teacher | twin, twin | teacher):                                                       # of equals the best, whichever is named first
         table = ev.trade_off(runs)["table"].items()
         assert {Path(name).name: row["beside the largest"][:4] for name, row in table} == {"teacher": "100%", "twin": "50% "}
     (tmp_path / "blank.jsonl").write_text(json.dumps({"id": 1, "label": "Neutral ", "rationale": " \n "}))
