@@ -403,16 +403,11 @@ class CachedTeacher:
         lengths = dict(sorted((digest(*row[:2]), len(row[1])) for row in rows))  # the order of the data does not matter
         self.place = dict(zip(lengths, itertools.accumulate(lengths.values(), initial=0), strict=False))
         about |= {"format": config.format, "data": digest("".join(lengths).encode()), "top_k": self.k, "temperature": self.temperature}
-        file, known = folder / "top_k.u16", folder / "about.json"
-        hint = " and does not tell what the cache holds: choose another --teacher_cache, or delete it"
-        found = read_json(known, hint) if known.is_file() or file.is_file() else about
-        differ = [f"{k} ({found.get(k)}, not {about[k]})" for k in about if found.get(k) != about[k]]
-        if differ:
-            raise DataError(f"{folder} was made with another {differ[0]}: choose another --teacher_cache, or delete it")
+        told = json.dumps(about, indent=1).encode()
+        folder, shape = Path(f"{folder}-{digest(told)}"), (sum(lengths.values()), 2 * self.k + 1)  # another teacher, format, … has another folder
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(known, json.dumps(about, indent=1).encode())
-        shape = sum(lengths.values()), 2 * self.k + 1
-        with open(file, "ab") as f:
+        replace_file(folder / "about.json", told)
+        with open(file := folder / "top_k.u16", "ab") as f:
             if hasattr(os, "posix_fallocate"):  # a full disk shows here, and not as a bus error when the map is written to
                 os.posix_fallocate(f.fileno(), 0, max(1, shape[0]) * shape[1] * 2)
         self.table = np.memmap(file, np.uint16, "r+", shape=shape)

@@ -471,7 +471,7 @@ def test_gpu_the_compiled_linear_loss_equals_the_plain_one():
     assert distill.COMPILED[0] is not distill.with_gradient
 
 
-def test_a_cache_holds_the_teachers_words_is_asked_once_and_refuses_strangers(world, tmp_path):
+def test_a_cache_holds_the_teachers_words_is_asked_once_and_knows_strangers(world, tmp_path):
     config = settings(world, tmp_path, teacher=str(world / "a"), kd_weight=1.0, teacher_cache=str(tmp_path / "cache"), top_k=5, temperature=2.0)
     parts = prepare(config)
     cached, batches = parts[0].teachers[0], first_lessons(parts)
@@ -489,17 +489,11 @@ def test_a_cache_holds_the_teachers_words_is_asked_once_and_refuses_strangers(wo
     again = prepare(replace(config, name="again", seed=2))[0].teachers[0]  # another run goes on with the same file
     again.live = None
     again(batches[0], batches[0].labels != -100)
-    for other, says in ((dict(temperature=1.0), "temperature"), (dict(data="toy:90"), "data"), (dict(format="predict"), "format"), (dict(top_k=6), "top_k")):
-        with pytest.raises(DataError, match=f"another {says}"):
-            prepare(replace(config, name="other", **other))
-    shutil.copytree(world / "b", tmp_path / "new" / "a")
-    with pytest.raises(DataError, match="another teacher"):
-        prepare(replace(config, name="other", teacher=str(tmp_path / "new" / "a")))
-    about = tmp_path / "cache" / "a" / "about.json"
-    for spoil in (lambda: about.write_text("[1]"), lambda: about.write_bytes(b"\xff"), about.unlink):
-        spoil()
-        with pytest.raises(CheckpointError, match="about.json .*does not tell what the cache holds"):
-            prepare(replace(config, name="other"))
+    shutil.copytree(world / "b", tmp_path / "new" / "a")  # another teacher whose folder has the same name
+    strangers = (dict(temperature=1.0), dict(data="toy:90"), dict(format="predict"), dict(top_k=6), dict(teacher=str(tmp_path / "new" / "a")))
+    for i, other in enumerate(strangers, start=2):
+        apart = prepare(replace(config, name="other", **other))[0].teachers[0]
+        assert len(list((tmp_path / "cache").iterdir())) == i and not apart.table.any(), "what one says is not what another is taken to say"
 
 
 def test_teachers_are_mixed_by_weight_or_by_how_well_each_foretells_the_example():
