@@ -905,7 +905,7 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 "given": given, "agreement": count / len(replies), "tokens": sum(reply[2] for reply in replies),
                 "faults": [fault for *_, fault in found if fault]}
     todo, workers, connections = [e for e in examples.values() if e.id not in rows][::-1], concurrency if url else 1, {}
-    pool, waiting, requests, tokens, answered = ThreadPoolExecutor(workers), set(), 0, 0, 0
+    pool, waiting, requests, tokens, lost = ThreadPoolExecutor(workers), set(), 0, 0, 0
     with open(out, "ab", buffering=0) as file, tqdm(total=len(examples), initial=len(rows.keys() & examples.keys()), desc=model, unit="row") as bar:
         file.truncate(sum(map(len, done)))
         if done and not done[-1].endswith(b"\n"):
@@ -919,7 +919,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                     break
                 finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 for row in (future.result() for future in finished):
-                    if isinstance(row, str):
+                    lost = lost + 1 if isinstance(row, str) else 0
+                    if lost:
                         failures[row] += 1
                     else:
                         rows[row["id"]], tokens = row, tokens + row["tokens"]
@@ -927,9 +928,8 @@ def collect(source, *, out="rationales.jsonl", url="", model="", split="train", 
                 os.fsync(file.fileno())
                 bar.set_postfix(failed=failures.total(), refresh=False)
                 bar.update(len(finished))
-                answered += len(finished)  # bar.n stands still where $TQDM_DISABLE is set
-                if failures.total() == answered >= (2 * workers if rows else min(2 * workers, len(examples))):
-                    raise DataError(f"{url or model}: all of the first {failures.total()} rows failed ({failures.most_common(1)[0][0]})")
+                if lost >= (2 * workers if rows else min(2 * workers, len(examples))):
+                    raise DataError(f"{url or model}: {lost} rows in turn failed ({failures.most_common(1)[0][0]}); check --url, --model and OPENAI_API_KEY")
         finally:  # an error or Ctrl-C: what waits is not asked, what is under way not waited for
             pool.shutdown(wait=False, cancel_futures=True)
     rows = [row for row in rows.values() if row["id"] in examples]
@@ -1026,7 +1026,7 @@ def read_reply(text, finish_reason="stop", given=None):
     reason = " ".join((reasons or [start])[0].split()).strip(" *{},;`")
     reason = re.sub(r'^"|(?<!\d)"$', "", reason) if reason.count('"') == 1 else reason  # after a digit it says inches
     reason = re.sub(r"^([\"'])((?:(?!\1).|(?<=\w)'(?=\w))*)\1$", r"\2", reason).strip(" *,")  # a pair around all of it
-    stems = "|".join(label if label == given else r"(?<!not |n't |nor )\b" + re.sub("ment$|ion$", "", label)  # "contradictory" is another than neutral
+    stems = "|".join(label if label == given else r"(?<!not |n't |nor )(?<![a-z])" + re.sub("ment$|ion$", "", label)  # "contradictory" is another than neutral
                      for label in LABELS)
     other = given and named != {given} and any(re.search(stems, value, re.I) for value in labels)
     faults = {"cut off": finish_reason in ("length", "content_filter"), "another label": bool(other), "no label": not given and not named,

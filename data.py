@@ -345,7 +345,7 @@ def example_of(row, names, numbers, name, mended, pairs=None):
     label = written.strip().lower()
     mended["labels with capitals or spaces"] += label != written
     label = {str(numbers.find(word[0].upper())): word for word in LABELS if numbers}.get(label.removesuffix(".0"), label)
-    if label in ("-", "-1"):  # -1: what - became in copies with numbers
+    if label in ("-", "-1", "-1.0"):  # -1: what - became in copies with numbers
         raise DataError(NO_LABEL)
     if label not in ("", *LABELS):
         others = [name for name in NAMES["label"] if name in row and name != found["label"]]
@@ -603,7 +603,9 @@ def encoded_rows(source, split, tokenizer, tasks, max_source=512, max_target=256
     whole = [(name, None) for _, options, _ in parts for name, *_ in parts_of(dict(parse_qsl(options)).get("pairs", "toy"))]
     names = [(name, part) for name, part in [(name, split) for name, *_ in parts] + whole if not re.fullmatch(TOY, name)]
     for path in (tokenizer.path, __file__, WORLDS, *(path for name, part in names for path, _ in files_of(name, part))):
-        key.update(np.memmap(path, np.uint8, "r") if Path(path).stat().st_size else b"")
+        with open(path, "rb") as file:  # in blocks: mapped it would count as this program's memory
+            while block := file.read(1 << 20):
+                key.update(block)
     for example in source if given else ():
         key.update(repr(example).encode())
     folder = cache_folder() / "encoded" / key.hexdigest()[:32]

@@ -211,7 +211,7 @@ def test_collect_keeps_what_it_did_not_write(model, tmp_path):
 def test_a_server_that_wants_to_be_left_alone_is_told(model, tmp_path, later, monkeypatch):
     slept, model.default, model.later = [], 429, later
     monkeypatch.setattr(data.time, "sleep", slept.append)
-    with pytest.raises(DataError, match="all of the first 3 rows failed .the server asks to wait for"):
+    with pytest.raises(DataError, match="3 rows in turn failed .the server asks to wait for"):
         apprentice.collect(pairs(tmp_path / "in.jsonl", 3), out=tmp_path / "out.jsonl", url=model.url, model="big", split=None, shots=0)
     assert not any(slept)
 
@@ -245,6 +245,10 @@ def test_collect_gives_no_row_the_answer_to_another(model, tmp_path, monkeypatch
     assert {row["id"]: row["rationale"] for row in rows} == {"4": "by hand", "r1": "one.", "r3": "three."} and len(model.asked) == 4
     told = capsys.readouterr().out
     assert "HTTP Error 103" in told and "HTTP Error 403" in told, "a filter's 403 is of one row"
+    model.default, model.script = 403, {f"p{i}": [GOOD] for i in range(9)}                              # a key that ends
+    with pytest.raises(DataError, match=r"rows in turn failed \(HTTP Error 403: Forbidden\); check --url, --model and OPENAI_API_KEY"):
+        apprentice.collect(pairs(source, 99), out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, shots=0, concurrency=2)
+    assert len(model.asked) < 30 and len((tmp_path / "b.jsonl").read_text().splitlines()) == 9
 
 
 def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
@@ -262,6 +266,7 @@ def test_collect_votes_shows_and_tells(model, tmp_path, capsys):
     for label, text in (("entailment", "yes, he signs a contract"), ("entailment", "entailed, it does not contradict"),
                         ("neutral", "unknown, not entailed"), ("contradiction", "false (not entailed)")):
         assert apprentice.read_reply(f"Label: {text}\nReason: so.", given=label) == (label, "so.", "")
+    assert apprentice.read_reply("Reason: so.\nLabel: __Entailment__", given="neutral")[2] == "another label"
     assert apprentice.read_reply("Label: neutral\nReason: he is a", "content_filter") == ("neutral", "he is a", "cut off")
     model.default = "Reason: because."
     rows = apprentice.collect(source, out=tmp_path / "b.jsonl", url=model.url, model="big", split=None, given=True, shots=2, concurrency=1)
@@ -340,7 +345,7 @@ def test_a_certificate_that_is_not_trusted_is_told_at_once(tmp_path, monkeypatch
 def test_a_server_that_is_not_there_is_told_soon_and_a_proxy_is_used(model, tmp_path, monkeypatch):
     monkeypatch.setattr(data.time, "sleep", lambda seconds: None)
     source = pairs(tmp_path / "in.jsonl", 100)
-    with pytest.raises(DataError, match="all of the first [4-9] rows failed .*[Rr]efused"):
+    with pytest.raises(DataError, match="[4-9] rows in turn failed .*[Rr]efused"):
         apprentice.collect(source, out=tmp_path / "a.jsonl", url="http://127.0.0.1:9/v1", model="big", split=None, concurrency=2)
     calls = []
 
