@@ -348,6 +348,8 @@ def test_numbers_need_to_be_told_and_columns_can_be(tmp_path, letters, label):
     with pytest.raises(DataError, match="n.csv:2: gold is '1'; .* three readings are in use"):
         read_examples(names)
     assert read_examples(f"{names}&labels={letters}") == [Example("n-2", "a", "b", label)]
+    write(tmp_path / "n.csv", "text_a,text_b,gold\na,b,1.0\nc,d,-1.0\ne,f,\n")                         # as pandas writes a column with a gap
+    assert [e.label for e in read_examples(f"{names}&labels={letters}")] == [label, None]
     for wrong in ("labels=ENE", "premises=a", "max_bad=ten", "max_bad", "NEC"):
         with pytest.raises(DataError, match="after . stand labels=ENC"):
             read_examples(f"{path}?{wrong}")
