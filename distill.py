@@ -736,7 +736,7 @@ def standing(config):
     run, settings = read_run(config.folder), asdict(config)
     was = {**asdict(Config()), **run.get("settings", {})}  # a setting younger than the run stood at its default
     done = bool(run.get("finished"))
-    free = ("out_dir", *["device"] * done)  # folders may move
+    free = ("out_dir", "baselines", *["device"] * done)  # folders may move, and what is tabled beside a run is no part of it
     differ = [f"its {k} is {was[k]!r}, not {settings[k]!r}" for k in settings if settings[k] != was[k] and k not in free]
     if differ and (done or (config.folder / "log.jsonl").is_file()):
         raise DataError(f"{config.folder} holds another run: {differ[0]}; choose another --name, or delete the folder")
@@ -826,13 +826,14 @@ def train(config, origin):
 
 def form_of(config, made):
     """The student that a run begins with, its weights aside; None where its config.json is still to come."""
-    name, form = config.teachers()[0][0] if config.student == "cut" else config.student, None
-    if name in SIZES:
-        return sized(name, 200, config.student_layers, config.student_width)
-    if name.endswith(".py"):
-        form = form_of(Config(**read_config(name)), made)
-    elif Path(name) not in made and (file := fetch(name, weights=False) / "config.json").is_file():
-        form = T5(T5Config.from_file(file))
+    if config.student in SIZES:
+        return sized(config.student, 200, config.student_layers, config.student_width)
+    name = config.teachers()[0][0] if config.student == "cut" else config.student
+    if Path(name) in made:
+        return None
+    own = Config(**{"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir}) if name.endswith(".py") else None
+    file = (own.folder if own else fetch(name, weights=False)) / "config.json"
+    form = T5(T5Config.from_file(file)) if file.is_file() else form_of(own, made) if own else None
     return cut_student(form, config.student_layers) if form and config.student == "cut" else form
 
 def check(config, made=(), trail=()):

@@ -643,6 +643,11 @@ def test_what_must_fail_is_told_before_anything_is_trained(world, tmp_path):
         with pytest.raises(DataError, match=says):
             prepare(replace(one, name="two", **way | how))
         assert not (tmp_path / "two" / "teacher.jsonl").exists(), "a teacher writes for hours"
+    distill.check(replace(one, baselines={"more": {}}))
+    (tmp_path / "own.py").write_text("student = 'a start that is there no more'")
+    shutil.copytree(world / "b", tmp_path / "own")
+    for student in ({"student": str(tmp_path / "own.py")}, {"student": "cut", "student_layers": 1, "teacher": str(tmp_path / "own.py")}):
+        assert distill.form_of(replace(one, name="two", **way | student), ()).config.d_model == T5.from_pretrained(world / "b").config.d_model
     for how, says in ((dict(train_only="nowhere", student=str(world / "b")), "names no parameter"),
                       (dict(student="cut", student_layers=9, teacher=str(world / "a")), "student_layers is 9")):
         with pytest.raises(DataError, match=says):
