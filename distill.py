@@ -608,11 +608,15 @@ class Trainer:
 
 # --- one run ----------------------------------------------------------------------------------------------------------
 
+def settings_of(name, config):
+    """The settings of the config file `name` where a run of `config` needs its run: in the same place, on the same device."""
+    return {"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}
+
 def folder_of(name, config):
     """Where a T5's weights are; one that is a config file is trained first, if its run is not there."""
     if not name.endswith(".py"):
         return fetch(name)
-    values = {"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device}
+    values = settings_of(name, config)
     return train(Config(**values), dict.fromkeys(values, name) | dict.fromkeys(("out_dir", "device"), config.name))
 
 def vocabulary_for(config, tasks, start):
@@ -831,7 +835,7 @@ def form_of(config, made):
     name = config.teachers()[0][0] if config.student == "cut" else config.student
     if Path(name) in made:
         return None
-    own = Config(**{"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir}) if name.endswith(".py") else None
+    own = Config(**settings_of(name, config)) if name.endswith(".py") else None
     file = (own.folder if own else fetch(name, weights=False)) / "config.json"
     form = T5(T5Config.from_file(file)) if file.is_file() else form_of(own, made) if own else None
     return cut_student(form, config.student_layers) if form and config.student == "cut" else form
@@ -870,7 +874,7 @@ def check(config, made=(), trail=()):
             raise DataError(f"{' needs '.join((*trail, name))}: which of them is to be trained first?")
         if Path(name).stem == config.name:
             raise DataError(f"{name} would be trained in {config.folder}, where this run itself stands; choose another --name")
-        own = Config(**{"name": Path(name).stem, **read_config(name), "out_dir": config.out_dir, "device": config.device})
+        own = Config(**settings_of(name, config))
         listen(name, TASKS[own.format])
         check(own, made, (*trail, name))
     with torch.device("meta"):

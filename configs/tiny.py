@@ -12,7 +12,7 @@ max_steps = 1200
 eval_every = 200
 save_every = 200
 max_target = 48
-_people = {"max_steps": 600, "teacher_writes": "none", "kd_weight": 0.0, "hidden_weight": 0.0, "on_policy": 0.0, "schedule": ""}  # nothing of a teacher
+_people = {"max_steps": 600, "teacher_writes": "none", "kd_weight": 0.0, "hidden_weight": 0.0, "on_policy": 0.0, "schedule": ""}  # nothing of a T5
 baselines = {
     "labels": {"format": "predict", "rationale_weight": 0.0, **_people},
     "reasons": _people,
